@@ -1,0 +1,49 @@
+# `make compare` needs Python 3.11 to 3.13 and make, nothing else; PYTHON=... picks another interpreter.
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help compare bench test lint format clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@echo 'ARGS="..." is passed on to the command, e.g. make compare ARGS="platform=rtx4090_ddr5"'
+
+compare: .venv/base ## compare all policies in the simulator (installs the base packages first, no torch)
+	$(BIN)/dali compare $(ARGS)
+
+bench: .venv/dev ## measure the speed of simulator and planner
+	$(BIN)/dali bench $(ARGS)
+
+test: .venv/dev ## run all tests
+	$(BIN)/pytest $(ARGS)
+
+lint: .venv/dev ## style, formatting, types, import layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/dev ## rewrite the sources in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove the environment, caches and results
+	rm -rf .venv build dist *.egg-info outputs .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One environment: the base packages, which `dev` extends.
+.venv/base: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	  { echo "dali-moe needs Python 3.11 to 3.13, found $$($(PYTHON) -V 2>&1); try: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	@echo "Installing the base packages into .venv (about 210 MB to download)"
+	$(PIP) --editable .
+	@touch $@
+
+.venv/dev: .venv/base
+	@echo "Installing torch, transformers and the test tools into .venv"
+	$(PIP) --editable '.[dev]'
+	@touch $@

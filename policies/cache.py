@@ -1,0 +1,527 @@
+"""What stays on the GPU.  A policy is its score; the base classes own the loops.
+
+`Cache` is for policies that decide unit by unit (`admit`, `victim`); its loops are plain Python.
+`ScoreCache` is for "keep the highest score": its loops are compiled, and a policy only maintains
+`score`.  The conformance suite checks that the two loops agree.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policies.jit import Packed, kernel
+from policies.state import (
+    LANDING,
+    N_TO_COPY,
+    RESIDENT,
+    STAGING,
+    STAY,
+    evict,
+    keep_staged,
+    stays,
+    unpack,
+)
+from policies.types import NEVER, Capacity, Floats, InputError, Ints, LayerView, Shape
+
+SCOPES = ("layer", "global")
+FILLS = ("empty", "random", "popular")
+NO_PAIRS: Ints = np.zeros((0, 2), np.int32)
+NO_SCORES: Floats = np.zeros(0)
+
+
+def require_choice(owner: str, value: str, choices: tuple[str, ...]) -> str:
+    """`value` if it is one of `choices`, else InputError."""
+    if value not in choices:
+        raise InputError(f"{owner}: found {value!r}, expected one of {', '.join(choices)}")
+    return value
+
+
+def require_count(owner: str, value: int, least: int = 1) -> int:
+    """`value` if it is a whole number of at least `least`, else InputError."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+        raise InputError(f"{owner}: found {value!r}, expected a whole number of at least {least}")
+    return int(value)
+
+
+class Cache(ABC):
+    """Base of all cache policies.
+
+    scope  "layer": each layer has its own slots; "global": one pool over all layers
+    fill   what is resident before the first step: "empty", "random" (DALI section 3.3) or "popular"
+
+    `needs_next_use` and `needs_router_scores` tell a driver what to annotate layer steps with.
+    """
+
+    needs_next_use: ClassVar[bool] = False
+    needs_router_scores: ClassVar[bool] = False
+
+    def __init__(self, scope: str = "layer", fill: str = "random") -> None:
+        self.scope = require_choice("cache.scope", scope, SCOPES)
+        self.fill = require_choice("cache.fill", fill, FILLS)
+
+    def reset(self, shape: Shape, capacity: Capacity, rng: np.random.Generator) -> None:
+        """Start afresh."""
+        self.shape = shape
+        self.capacity = capacity
+        self.rng = rng
+
+    def initial(self) -> Ints:
+        """Keys resident before the first step: as many a group as it has slots, by `fill`."""
+        if self.fill == "empty":
+            return np.zeros(0, np.int32)
+        if self.fill == "popular":
+            return self._best(self._popularity())
+        return self._best(self.rng.random((self.shape.layers, self.shape.units)))
+
+    def _popularity(self) -> Floats:
+        if self.shape.popularity is None:
+            raise InputError("cache.fill: found 'popular' but the popularity of the units is not known, expected a "
+                             "trace with sequences left over for calibration")
+        return self.shape.popularity
+
+    def _best(self, score: Floats) -> Ints:
+        """Keys with the highest score [L, U] that fit in each group; ties to the lower key."""
+        room = self.capacity.room.copy()
+        chosen: list[int] = []
+        flat = score.ravel()
+        for key in np.lexsort((np.arange(flat.size), -flat)).tolist():
+            layer = key // self.shape.units
+            group = self.capacity.group_of[layer]
+            if room[group] >= self.capacity.size[layer]:
+                room[group] -= self.capacity.size[layer]
+                chosen.append(key)
+        return np.array(sorted(chosen), np.int32)
+
+    def observe(self, view: LayerView) -> None:
+        """Called at the end of each layer step."""
+
+    @abstractmethod
+    def admit(self, view: LayerView, unit: int) -> bool:
+        """Whether a copied or staged unit of this layer should stay."""
+
+    @abstractmethod
+    def victim(self, view: LayerView, unit: int, candidates: Ints) -> int | None:
+        """Key among `candidates` that makes room for `unit`, or None."""
+
+    def swaps(self, view: LayerView) -> Ints:
+        """Pairs (incoming key, outgoing key) to exchange when the link is idle."""
+        return NO_PAIRS
+
+    # ---- the loops ---------------------------------------------------------------------------------
+
+    def place(self, view: LayerView) -> None:
+        """Choose destination and victims of every demand copy of the running layer step."""
+        state = view.state
+        demand = state.demand[: state.n[N_TO_COPY]].tolist()
+        used = 0
+        for i, victims in enumerate(self._make_room(view, demand)):
+            if victims is None:
+                continue  # to staging, as queued
+            state.demand_to[i] = STAY
+            state.victim_first[i], state.victim_count[i] = used, len(victims)
+            state.victims[used : used + len(victims)] = victims
+            used += len(victims)
+
+    def settle(self, view: LayerView) -> None:
+        """Let active staged units stay, in the place of their victims, without a copy."""
+        state = view.state
+        owners = state.owner[state.staged]
+        staged = [k for k in owners.tolist() if k >= 0 and state.pinned[k] and state.status[k] == RESIDENT]
+        base = view.layer * self.shape.units
+        for key, victims in zip(staged, self._make_room(view, [key - base for key in staged]), strict=True):
+            if victims is not None:
+                for victim in victims:
+                    evict(view.raw, victim)
+                keep_staged(view.raw, key)
+
+    def _make_room(self, view: LayerView, units: list[int]) -> list[list[int] | None]:
+        """For each unit of the layer the keys to evict so that it may stay, or None if it does not stay."""
+        state, size = view.state, view.state.size
+        group = int(state.group_of[view.layer])
+        room = int(state.room[group])
+        keys = state.owner[state.group == group]
+        keys = keys[keys >= 0]
+        candidates = np.sort(keys[(state.status[keys] == RESIDENT) & ~state.pinned[keys]])
+        result: list[list[int] | None] = []
+        for unit in units:
+            victims: list[int] | None = [] if self.admit(view, unit) else None
+            left, gained = candidates, 0
+            while victims is not None and room + gained < size[view.layer]:
+                key = self.victim(view, unit, left) if left.size else None
+                if key is None:
+                    victims = None
+                    break
+                if key not in left:
+                    raise ValueError(f"{type(self).__name__}.victim: key {key} is not among the candidates")
+                left = left[left != key]
+                gained += int(size[key // self.shape.units])
+                victims.append(key)
+            if victims is not None:
+                candidates, room = left, room + gained - int(size[view.layer])
+            result.append(victims)
+        return result
+
+
+@kernel
+def _lowest(raw: Packed, layer: int, score: Floats, count: int, pinned_too: bool, out: Ints) -> int:
+    """The `count` keys that stay in the layer's group with the lowest score, lowest first, ties to the lower key."""
+    s = unpack(raw)
+    group = s.group_of[layer]
+    per_layer = s.empty_count.size == s.group_of.size
+    units = s.status.size // s.group_of.size
+    first = layer * units if per_layer else 0
+    last = first + units if per_layer else s.status.size
+    n = 0
+    for key in range(first, last):
+        if s.status[key] != RESIDENT or (n == count and score[key] >= score[out[n - 1]]):
+            continue
+        if not stays(raw, key, group) or (s.pinned[key] and not pinned_too):
+            continue
+        i = n if n < count else n - 1
+        while i > 0 and score[out[i - 1]] > score[key]:
+            out[i] = out[i - 1]
+            i -= 1
+        out[i] = key
+        n = min(n + 1, count)
+    return n
+
+
+@kernel
+def _match(
+    raw: Packed,
+    layer: int,
+    score: Floats,
+    entry: Floats,
+    enter: Ints,
+    n: int,
+    to: Ints,
+    first: Ints,
+    count: Ints,
+    victims: Ints,
+) -> None:
+    """Which of the units `enter[:n]` stay (`to`), each after victims[first : first + count] left.
+
+    With `entry` scores given, units enter highest first and only past victims that score lower.
+    """
+    s = unpack(raw)
+    units = s.status.size // s.group_of.size
+    need = s.size[layer]
+    room = s.room[s.group_of[layer]]
+    found = 0
+    if n * need > room:
+        smallest = need
+        for size in s.size:
+            smallest = min(smallest, size)
+        found = _lowest(raw, layer, score, (n * need - room + smallest - 1) // smallest, False, victims)
+    done = np.zeros(n, np.bool_)
+    used = 0
+    for turn in range(n):
+        i = turn
+        if entry.size > 0:
+            i = -1
+            for j in range(n):
+                if not done[j] and (i < 0 or entry[enter[j]] > entry[enter[i]]):
+                    i = j
+        done[i] = True
+        last = used
+        after = room
+        while after < need and last < found and (entry.size == 0 or entry[enter[i]] > score[victims[last]]):
+            after += s.size[victims[last] // units]
+            last += 1
+        if after < need:
+            to[i] = STAGING
+            continue
+        to[i] = STAY
+        first[i] = used
+        count[i] = last - used
+        used = last
+        room = after - need
+
+
+@kernel
+def _place(raw: Packed, layer: int, score: Floats, entry: Floats) -> None:
+    s = unpack(raw)
+    _match(
+        raw, layer, score, entry, s.demand, s.n[N_TO_COPY], s.demand_to, s.victim_first, s.victim_count, s.victims
+    )
+
+
+@kernel
+def _settle(raw: Packed, layer: int, score: Floats, entry: Floats) -> None:
+    s = unpack(raw)
+    units = s.status.size // s.group_of.size
+    enter = np.empty(s.staged.size, np.int32)
+    n = 0
+    for slot in s.staged:
+        key = s.owner[slot]
+        if key >= 0 and s.pinned[key] and s.status[key] == RESIDENT:
+            enter[n] = key - layer * units
+            n += 1
+    if n == 0:
+        return
+    to = np.empty(n, np.int32)
+    first = np.empty(n, np.int32)
+    count = np.empty(n, np.int32)
+    # Every demand copy of this layer step is issued: its list of victims may be used again.
+    _match(raw, layer, score, entry, enter, n, to, first, count, s.victims)
+    for i in range(n):
+        if to[i] == STAY:
+            for j in range(first[i], first[i] + count[i]):
+                evict(raw, s.victims[j])
+            keep_staged(raw, layer * units + enter[i])
+
+
+class ScoreCache(Cache):
+    """Keeps the units with the highest `score` (float64 [K], by key).
+
+    ENTRY  "always": a copied unit takes the place of the lowest score; "scored": only where its own
+           entry score (`entry`) is higher; "never": nothing enters but by `swaps`
+    """
+
+    ENTRY: ClassVar[str] = "always"
+
+    def reset(self, shape: Shape, capacity: Capacity, rng: np.random.Generator) -> None:
+        """Start afresh with all scores 0."""
+        super().reset(shape, capacity, rng)
+        self.score: Floats = np.zeros(shape.layers * shape.units)
+
+    def entry(self, view: LayerView) -> Floats:
+        """Float64 [U], the score with which a unit of this layer would enter; empty if all may."""
+        return NO_SCORES
+
+    def admit(self, view: LayerView, unit: int) -> bool:
+        """By `ENTRY`; whether the score suffices is for `victim` to say."""
+        return self.ENTRY != "never"
+
+    def victim(self, view: LayerView, unit: int, candidates: Ints) -> int | None:
+        """The lowest score, unless the unit would enter with one that is not higher."""
+        key = int(candidates[np.argmin(self.score[candidates])])
+        entry = self.entry(view)
+        return None if entry.size and entry[unit] <= self.score[key] else key
+
+    def place(self, view: LayerView) -> None:
+        """`Cache.place`, compiled."""
+        if self.ENTRY != "never":
+            _place(view.raw, view.layer, self.score, self.entry(view))
+
+    def settle(self, view: LayerView) -> None:
+        """`Cache.settle`, compiled."""
+        if self.ENTRY != "never":
+            _settle(view.raw, view.layer, self.score, self.entry(view))
+
+
+class Static(ScoreCache):
+    """Nothing ever moves: what is resident at the start stays (Fiddler, KTransformers)."""
+
+    ENTRY = "never"
+
+    def __init__(self, scope: str = "layer", fill: str = "popular") -> None:
+        super().__init__(scope, fill)
+
+
+class WholeLayers(ScoreCache):
+    """The last layers whole, the others not at all (llama.cpp `-ncmoe N`, N = the layers that do not fit).
+
+    Slots that do not make a whole layer stay empty.
+    """
+
+    ENTRY = "never"
+
+    def __init__(self) -> None:
+        super().__init__("global", "empty")
+
+    def initial(self) -> Ints:
+        """Keys of the last layers."""
+        taken = np.cumsum(self.capacity.size[::-1]) * self.shape.units
+        layers = int(np.searchsorted(taken, self.capacity.room[0], side="right"))
+        keys = self.shape.layers * self.shape.units
+        return np.arange(keys - layers * self.shape.units, keys, dtype=np.int32)
+
+
+@kernel
+def _touch(score: Floats, base: int, active: Ints, clock: int) -> int:
+    for unit in active:
+        clock += 1
+        score[base + unit] = clock
+    return clock
+
+
+class LRU(ScoreCache):
+    """Evict the least recently used; within one layer step, the order of first appearance counts."""
+
+    def reset(self, shape: Shape, capacity: Capacity, rng: np.random.Generator) -> None:
+        """Start afresh."""
+        super().reset(shape, capacity, rng)
+        self.clock = 0
+
+    def observe(self, view: LayerView) -> None:
+        """Stamp the active units."""
+        self.clock = _touch(self.score, view.layer * view.shape.units, view.active, self.clock)
+
+
+ONE_USE = float(2**32)  # one use outweighs any recency: LFU's score is uses * 2^32 + clock
+
+
+@kernel
+def _use(score: Floats, base: int, active: Ints, clock: int) -> int:
+    for unit in active:
+        clock += 1
+        uses = np.floor(score[base + unit] / ONE_USE)
+        score[base + unit] = (uses + 1.0) * ONE_USE + clock
+    return clock
+
+
+class LFU(LRU):
+    """Evict the least frequently used, of these the least recently used.
+
+    Uses are counted whether or not the unit was resident; a layer step uses a unit once, whatever its
+    workload.
+    """
+
+    def observe(self, view: LayerView) -> None:
+        """Count the active units."""
+        self.clock = _use(self.score, view.layer * view.shape.units, view.active, self.clock)
+
+
+@kernel
+def _mrs(score: Floats, base: int, scores: NDArray[np.float32], active: Ints, alpha: float, spread: int) -> None:
+    top = min(spread * active.size, scores.size)
+    cut = np.sort(scores)[scores.size - top] if top > 0 else np.float32(np.inf)
+    for unit in range(scores.size):
+        kept = scores[unit] if scores[unit] >= cut else np.float32(0.0)
+        score[base + unit] = alpha * kept + (1 - alpha) * score[base + unit]
+
+
+class MRS(ScoreCache):
+    """HybriMoE's minus-recent-score (2504.05897, section 4.4): S = a TopP(s) + (1 - a) S, evict the lowest.
+
+    s are the router's scores of the layer, TopP keeps the `spread` x (active units) highest of them.
+    A trace that recorded the top-k weights only has no others to keep.
+    """
+
+    needs_router_scores = True
+
+    def __init__(self, scope: str = "layer", fill: str = "random", alpha: float = 0.5, spread: int = 2) -> None:
+        super().__init__(scope, fill)
+        if not 0 < alpha <= 1:
+            raise InputError(f"cache.alpha: found {alpha}, expected a share above 0 and at most 1")
+        self.alpha = alpha
+        self.spread = require_count("cache.spread", spread)
+
+    def observe(self, view: LayerView) -> None:
+        """Fold this step's router scores in."""
+        if view.router_scores is None:
+            raise ValueError("MRS: the driver gave no router_scores")
+        base = view.layer * view.shape.units
+        _mrs(self.score, base, view.router_scores, view.active, self.alpha, self.spread)
+
+
+@kernel
+def _add(score: Floats, base: int, workload: Ints) -> None:
+    for unit in range(workload.size):
+        score[base + unit] += workload[unit]
+
+
+@kernel
+def _exchange(raw: Packed, layer: int, score: Floats, count: int, pairs: Ints, out: Ints) -> int:
+    """Pair the highest scores that are not in the layer's group with the lowest that are, while it pays."""
+    s = unpack(raw)
+    units = s.status.size // s.group_of.size
+    group = s.group_of[layer]
+    outgoing = _lowest(raw, layer, score, count, True, out)
+    first = layer * units if s.empty_count.size == s.group_of.size else 0
+    last = first + units if s.empty_count.size == s.group_of.size else s.status.size
+    n = 0
+    for key in range(first, last):
+        if stays(raw, key, group) or s.status[key] == LANDING:
+            continue  # stays already, or is on its way
+        if n == outgoing and (n == 0 or score[key] <= score[pairs[n - 1, 0]]):
+            continue
+        i = n if n < outgoing else n - 1
+        while i > 0 and score[pairs[i - 1, 0]] < score[key]:
+            pairs[i, 0] = pairs[i - 1, 0]
+            i -= 1
+        pairs[i, 0] = key
+        n = min(n + 1, outgoing)
+    kept = 0
+    while kept < n and score[pairs[kept, 0]] > score[out[kept]]:
+        pairs[kept, 1] = out[kept]
+        kept += 1
+    return kept
+
+
+class WorkloadAware(ScoreCache):
+    """DALI's cache (section 3.3): s += w each step; every `w_size` steps exchange `u_size` units, then s = 0.
+
+    Tumbling window.  Where the text is open: the first exchange comes after `w_size` steps; a pair whose
+    incoming score is not higher than the outgoing one is skipped; ties go to the lower id.  Exchanged
+    units are not pinned, so units of the layer step that just ended may leave.  With scope "global" the
+    exchange is over all layers, after the last layer of the step.
+    """
+
+    ENTRY = "never"
+
+    def __init__(self, scope: str = "layer", fill: str = "random", w_size: int = 4, u_size: int = 1) -> None:
+        super().__init__(scope, fill)
+        self.w_size = require_count("cache.w_size", w_size)
+        self.u_size = require_count("cache.u_size", u_size)
+
+    def reset(self, shape: Shape, capacity: Capacity, rng: np.random.Generator) -> None:
+        """Start afresh."""
+        super().reset(shape, capacity, rng)
+        self._pairs = np.zeros((self.u_size, 2), np.int32)
+        self._outgoing = np.zeros(self.u_size, np.int32)
+        self._steps = [0] * shape.layers
+
+    def observe(self, view: LayerView) -> None:
+        """Add the step's workload."""
+        _add(self.score, view.layer * view.shape.units, view.workload)
+        self._steps[view.layer] += 1
+
+    def swaps(self, view: LayerView) -> Ints:
+        """The window's pairs, if this layer step ends one."""
+        if self.scope == "global" and view.layer != view.shape.layers - 1:
+            return NO_PAIRS
+        if self._steps[view.layer] % self.w_size:
+            return NO_PAIRS
+        count = _exchange(view.raw, view.layer, self.score, self.u_size, self._pairs, self._outgoing)
+        if self.scope == "global":
+            self.score[:] = 0.0
+        else:
+            self.score.reshape(view.shape.layers, -1)[view.layer] = 0.0
+        return self._pairs[:count]
+
+
+@kernel
+def _next_uses(score: Floats, entry: Floats, layer: int, layers: int, next_use: Ints, never: int) -> None:
+    base = layer * next_use.size
+    for unit in range(next_use.size):
+        when = next_use[unit]
+        entry[unit] = -np.inf if when == never else -(np.float64(when) * layers + layer)
+        score[base + unit] = entry[unit]
+
+
+class Belady(ScoreCache):
+    """Keep what is used soonest: the offline optimum in misses, for units of equal size.
+
+    A unit enters only if it is used again sooner than the victim.
+    """
+
+    ENTRY = "scored"
+    needs_next_use = True
+
+    def reset(self, shape: Shape, capacity: Capacity, rng: np.random.Generator) -> None:
+        """Start afresh."""
+        super().reset(shape, capacity, rng)
+        self._entry = np.zeros(shape.units)
+
+    def entry(self, view: LayerView) -> Floats:
+        """Minus the next use of each unit; also brings the layer's scores up to date."""
+        if view.next_use is None:
+            raise ValueError("Belady: the driver gave no next_use")
+        _next_uses(self.score, self._entry, view.layer, view.shape.layers, view.next_use, NEVER)
+        return self._entry

@@ -1,0 +1,122 @@
+"""What jobs cost, and the one objective that heuristics, exact solvers and tests share.
+
+All times are seconds.  Heuristics read a cost model as what they *believe*; the simulator reads one as
+what it *charges*; by default the two are the same object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from policies.jit import kernel
+from policies.types import Bools, Floats, InputError, Ints, LayerView, Status
+
+
+@dataclass(frozen=True)
+class Overheads:
+    """Fixed costs of a layer step, seconds.
+
+    readback            router ids and predicted workloads to the host, once a layer step
+    planning            the planner itself, once a layer step
+    issue_gap           link idle between two copies issued one after the other
+    transfer_latency    activations one way between GPU and CPU, per transfer (two if any CPU unit runs)
+    transfer_per_token  the same, per token that some CPU unit needs
+    merge               adding the CPU's result to the GPU's, once if any CPU unit runs
+    """
+
+    readback: float = 0.0
+    planning: float = 0.0
+    issue_gap: float = 0.0
+    transfer_latency: float = 0.0
+    transfer_per_token: float = 0.0
+    merge: float = 0.0
+
+
+DenseCost = Callable[[int, int, float], float]
+"""Seconds of (tokens, sequences, mean number of positions a token attends to)."""
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Seconds of every kind of job, tabulated so that a lookup is one array access.
+
+    cpu, cpu_contended    float64 [W + 1], CPU job of w tokens with the link idle / copying; entry 0 is 0
+    gpu                   float64 [W + 1], GPU job of w tokens, weights on the GPU; entry 0 is 0
+    copy, copy_contended  float64 [L], one unit of each layer over the link with the CPU idle / computing
+    dense                 attention, shared experts and router of one MoE layer, on the GPU
+    per_step              what lies outside the MoE layers (dense layers, embedding, head), once a step
+
+    `W` is the largest workload that can be looked up: at least the tokens of the largest step.
+    """
+
+    cpu: Floats
+    cpu_contended: Floats
+    gpu: Floats
+    copy: Floats
+    copy_contended: Floats
+    overheads: Overheads
+    dense: DenseCost
+    per_step: DenseCost
+
+    def __post_init__(self) -> None:
+        for name in ("cpu", "cpu_contended", "gpu"):
+            table = getattr(self, name)
+            if table.ndim != 1 or table.size < 2 or table.size != self.cpu.size:
+                raise InputError(f"cost table {name}: found shape {table.shape}, expected [{self.cpu.size}], 2 or more")
+            if table[0] != 0 or not np.all(np.isfinite(table)) or np.any(np.diff(table) < 0):
+                raise InputError(f"cost table {name}: expected 0 for no tokens, then finite values that never fall")
+        for name in ("copy", "copy_contended"):
+            times = getattr(self, name)
+            if times.shape != self.copy.shape or not np.all(np.isfinite(times)) or np.any(times <= 0):
+                raise InputError(f"cost table {name}: expected one positive finite time a layer")
+
+    @property
+    def max_tokens(self) -> int:
+        """Largest workload the tables cover."""
+        return int(self.cpu.size) - 1
+
+
+@kernel
+def _gpu_finish(order: Ints, gpu_time: Floats, copy_time: float, first_copy: int) -> float:
+    """Finish of GPU jobs run in `order`, those from `first_copy` on each after its own copy in sequence."""
+    free = 0.0
+    landed = 0.0
+    for i in range(order.size):
+        if i >= first_copy:
+            landed += copy_time
+            free = max(free, landed)
+        free += gpu_time[order[i]]
+    return free
+
+
+def gpu_order(view: LayerView, on_gpu: Bools) -> tuple[Ints, int]:
+    """Units of a GPU set in the planner's execution order, and how many of them need no new copy."""
+    here = view.here
+    units = np.flatnonzero(on_gpu & (view.workload > 0))
+    ready = here[units].astype(np.int64)  # 2 resident, 1 landing, 0 to copy
+    order = units[np.lexsort((units, -view.workload[units].astype(np.int64), -ready))].astype(np.int32)
+    return order, int(np.count_nonzero(ready > 0))
+
+
+def makespan(view: LayerView, on_gpu: Bools) -> float:
+    """Pipelined makespan of one layer step: the larger of CPU time and GPU time, in seconds.
+
+    CPU units run one after the other.  On the GPU, units without a copy run first; copies follow each
+    other on the link from time 0 and each overlaps the compute of earlier units.  Landing units count
+    as resident (how much of their copy is left is the driver's knowledge, not the planner's).
+    """
+    order, first_copy = gpu_order(view, on_gpu)
+    gpu = float(_gpu_finish(order, view.gpu_time, view.copy_time, first_copy))
+    cpu = float(view.cpu_time[(view.workload > 0) & ~on_gpu].sum())
+    return max(gpu, cpu)
+
+
+def paper_makespan(view: LayerView, on_gpu: Bools) -> float:
+    """DALI's objective (section 3.1): T_gpu sums max(copy, compute) over the units, T_cpu the CPU times."""
+    copied = view.here == Status.ABSENT
+    gpu_time = np.where(copied, np.maximum(view.copy_time, view.gpu_time), view.gpu_time)
+    active = view.workload > 0
+    return max(float(gpu_time[active & on_gpu].sum()), float(view.cpu_time[active & ~on_gpu].sum()))

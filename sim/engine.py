@@ -1,0 +1,432 @@
+"""Drives a planner through simulated time: GPU, CPU and link are FIFO servers (DESIGN sections 5 and 6).
+
+A layer step, from when the previous one is joined:
+
+    dense part on the GPU | router read-back, planning | begin | CPU and GPU jobs, copies | join, merge | end
+
+CPU jobs run in plan order after the activations have crossed; GPU jobs in plan order, each once its unit
+has landed; the link asks the planner for the next copy whenever it is free, also while the dense part
+runs.  A CPU job that starts while a copy is under way, and a copy that starts while the CPU computes, are
+charged the contended time.  When a CPU job and a copy could start at the same moment the CPU job is first.
+
+FIFO servers need no event heap: a job starts at max(its ready time, its server's free time).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policies.cost import CostModel
+from policies.jit import Packed, array_at, kernel, pack
+from policies.planner import Planner
+from policies.state import (
+    HINT_TAIL,
+    HITS,
+    IN_STAGING,
+    LATE,
+    N_ACTIVE,
+    N_CPU,
+    N_GPU,
+    N_TO_COPY,
+    NONE,
+    OUT_KEY,
+    RESIDENT,
+    SWAP_TAIL,
+    computed,
+    landed,
+    next_copy,
+    unpack,
+)
+from policies.types import Floats, Ints
+from sim.timeline import DENSE, LANE_CPU, LANE_GPU, LANE_LINK, Spans
+from traces.workload import Step, Workload
+
+NEVER = np.inf
+
+# Positions in `Servers.t` (seconds) and `Servers.i`.
+LINK_FREE, LANDS, NOW, JOIN = range(4)
+IN_FLIGHT, SPAN_COUNT, RECORDING, STEP = range(4)
+
+# Positions in `Servers.overhead`, the fields of `policies.cost.Overheads` that kernels need.
+ISSUE_GAP, LATENCY, PER_TOKEN, MERGE = range(4)
+
+METRICS = (
+    "moe_time",  # router done to join, summed over the layers
+    "gpu_busy",
+    "cpu_busy",
+    "link_demand",
+    "link_prefetch",
+    "link_swap",
+    "bytes_demand",
+    "bytes_prefetch",
+    "bytes_swap",
+    "copies_demand",
+    "copies_prefetch",
+    "copies_swap",
+    "lookups",  # active units
+    "hits",  # resident at begin
+    "late",  # landing at begin
+    "staged",  # in a staging slot at begin: there because of a prefetch
+    "gpu_units",
+    "cpu_units",
+    "imbalance",  # |T_cpu - T_gpu| / max, summed over the layers
+)
+(
+    MOE_TIME,
+    GPU_BUSY,
+    CPU_BUSY,
+    LINK_BUSY,
+    _,
+    _,
+    BYTES,
+    _,
+    _,
+    COPIES,
+    _,
+    _,
+    M_LOOKUPS,
+    M_HITS,
+    M_LATE,
+    M_STAGED,
+    M_GPU_UNITS,
+    M_CPU_UNITS,
+    M_IMBALANCE,
+) = range(len(METRICS))
+
+
+class Servers(NamedTuple):
+    """The machines' clocks, what jobs are charged, and what is counted.
+
+    t, i        float64 and int64, see the positions above
+    cpu, cpu_contended, gpu, copy, copy_contended   the charged cost model's tables
+    unit_bytes  float64 [L]
+    overhead    float64 [4]
+    finish      float64 [U], finish time of the n-th GPU job of the running layer step
+    metrics     float64 [len(METRICS)], of the running step
+    span_time   float64 [rows, 2], span_what int32 [rows, 6]: see `sim.timeline.Spans`
+    """
+
+    t: Floats
+    i: NDArray[np.int64]
+    cpu: Floats
+    cpu_contended: Floats
+    gpu: Floats
+    copy: Floats
+    copy_contended: Floats
+    unit_bytes: Floats
+    overhead: Floats
+    finish: Floats
+    metrics: Floats
+    span_time: Floats
+    span_what: Ints
+
+
+@kernel
+def unpack_servers(servers: Packed) -> Servers:
+    """The servers whose arrays `policies.jit.pack` packed."""
+    return Servers(
+        t=array_at(servers, 0, np.float64),
+        i=array_at(servers, 1, np.int64),
+        cpu=array_at(servers, 2, np.float64),
+        cpu_contended=array_at(servers, 3, np.float64),
+        gpu=array_at(servers, 4, np.float64),
+        copy=array_at(servers, 5, np.float64),
+        copy_contended=array_at(servers, 6, np.float64),
+        unit_bytes=array_at(servers, 7, np.float64),
+        overhead=array_at(servers, 8, np.float64),
+        finish=array_at(servers, 9, np.float64),
+        metrics=array_at(servers, 10, np.float64),
+        span_time=array_at(servers, 11, np.float64),
+        span_what=array_at(servers, 12, np.int32),
+    )
+
+
+@kernel
+def _span(
+    servers: Packed, lane: int, start: float, end: float, layer: int, unit: int, tokens: int, hit: bool
+) -> None:
+    c = unpack_servers(servers)
+    if c.i[RECORDING]:
+        row = c.i[SPAN_COUNT]
+        c.span_time[2 * row + 0] = start
+        c.span_time[2 * row + 1] = end
+        c.span_what[6 * row + 0] = lane
+        c.span_what[6 * row + 1] = c.i[STEP]
+        c.span_what[6 * row + 2] = layer
+        c.span_what[6 * row + 3] = unit
+        c.span_what[6 * row + 4] = tokens
+        c.span_what[6 * row + 5] = hit
+        c.i[SPAN_COUNT] = row + 1
+
+
+@kernel
+def _land(raw: Packed, servers: Packed, now: float) -> None:
+    """Report the copy under way if it has ended by `now`."""
+    c = unpack_servers(servers)
+    if c.i[IN_FLIGHT] != NONE and c.t[LANDS] <= now:
+        landed(raw, c.i[IN_FLIGHT])
+        c.i[IN_FLIGHT] = NONE
+
+
+@kernel
+def _issue(raw: Packed, servers: Packed, layer: int, now: float, contended: bool) -> bool:
+    """Ask for a copy and start it at `now`; False if there is none."""
+    s = unpack(raw)
+    c = unpack_servers(servers)
+    kind = next_copy(raw, layer)
+    if kind == NONE:
+        return False
+    units = s.status.size // s.group_of.size
+    key = s.n[OUT_KEY]
+    target = key // units
+    time = c.copy_contended[target] if contended else c.copy[target]
+    c.i[IN_FLIGHT] = key
+    c.t[LANDS] = now + time
+    c.t[LINK_FREE] = now + time + c.overhead[ISSUE_GAP]
+    c.metrics[LINK_BUSY + kind] += time
+    c.metrics[BYTES + kind] += c.unit_bytes[target]
+    c.metrics[COPIES + kind] += 1
+    _span(servers, LANE_LINK + kind, now, now + time, target, key % units, 0, False)
+    return True
+
+
+@kernel
+def drain(raw: Packed, servers: Packed, layer: int, until: float) -> None:
+    """Let the link work through hints and swaps from `t[NOW]` up to (not including) `until`."""
+    s = unpack(raw)
+    c = unpack_servers(servers)
+    ask = max(c.t[LINK_FREE], c.t[NOW])
+    while ask < until:
+        _land(raw, servers, ask)
+        if not _issue(raw, servers, layer, ask, False):
+            break
+        ask = c.t[LINK_FREE]
+    _land(raw, servers, until)
+    c.t[NOW] = until
+
+
+@kernel
+def run_layer(raw: Packed, servers: Packed, layer: int, workload: Ints, tokens: int, overlap: bool) -> bool:
+    """Carry out the plan that `begin` left in the state, from `t[NOW]` to the join; False on a deadlock."""
+    s = unpack(raw)
+    c = unpack_servers(servers)
+    base = layer * workload.size
+    begin = c.t[NOW]
+    n_cpu = s.n[N_CPU]
+    n_gpu = s.n[N_GPU]
+    moved = 0
+    for i in range(n_cpu):
+        moved += workload[s.cpu[i]]
+    transfer = c.overhead[LATENCY] + min(moved, tokens) * c.overhead[PER_TOKEN]
+    cpu_next = 0  # first CPU job not started
+    cpu_free = begin + transfer if n_cpu > 0 else begin
+    cpu_end = begin  # end of the CPU job that runs
+    gpu_next = 0  # first GPU job whose finish is not known
+    reported = 0  # GPU jobs reported as computed
+    gpu_free = begin
+    arrival = begin  # when the unit of GPU job `gpu_next` became resident
+    ask = max(c.t[LINK_FREE], begin)
+    cpu_waits = not overlap and n_cpu > 0
+    cpu_work = 0.0
+    while True:
+        # GPU jobs whose unit is resident: their times follow without any event.
+        while gpu_next < n_gpu and s.status[base + s.gpu[gpu_next]] == RESIDENT:
+            unit = s.gpu[gpu_next]
+            start = max(gpu_free, arrival)
+            gpu_free = start + c.gpu[workload[unit]]
+            c.finish[gpu_next] = gpu_free
+            c.metrics[GPU_BUSY] += gpu_free - start
+            hit = gpu_next < n_gpu - s.n[N_TO_COPY]
+            _span(servers, LANE_GPU, start, gpu_free, layer, unit, workload[unit], hit)
+            gpu_next += 1
+        if cpu_waits and gpu_next == n_gpu:
+            cpu_waits = False
+            cpu_free = gpu_free + transfer
+        cpu_ready = cpu_free if cpu_next < n_cpu and not cpu_waits else NEVER
+        if cpu_next == n_cpu and gpu_next == n_gpu:
+            join = max(gpu_free, cpu_free + transfer + c.overhead[MERGE]) if n_cpu > 0 else gpu_free
+            if ask >= join:
+                break
+        if cpu_ready <= ask:
+            if cpu_ready == NEVER:
+                return False
+            unit = s.cpu[cpu_next]
+            copying = c.i[IN_FLIGHT] != NONE and c.t[LANDS] > cpu_ready
+            time = c.cpu_contended[workload[unit]] if copying else c.cpu[workload[unit]]
+            _span(servers, LANE_CPU, cpu_ready, cpu_ready + time, layer, unit, workload[unit], False)
+            cpu_work += time
+            cpu_free = cpu_ready + time
+            cpu_end = cpu_free
+            cpu_next += 1
+            continue
+        # The link is free at `ask`, or something it waits for happens then: tell the planner all up to it.
+        # A copy that GPU job `gpu_next` waits for landed at LANDS, before the link was free again.
+        if c.i[IN_FLIGHT] != NONE:
+            arrival = c.t[LANDS]
+            _land(raw, servers, ask)
+            if gpu_next < n_gpu and s.status[base + s.gpu[gpu_next]] == RESIDENT:
+                continue  # its finish time may precede `ask`
+        while reported < gpu_next and c.finish[reported] <= ask:
+            computed(raw, base + s.gpu[reported])
+            reported += 1
+        if _issue(raw, servers, layer, ask, cpu_end > ask):
+            ask = c.t[LINK_FREE]
+        else:
+            ask = c.finish[reported] if reported < gpu_next else NEVER
+    while reported < n_gpu:
+        computed(raw, base + s.gpu[reported])
+        reported += 1
+    _land(raw, servers, join)
+    gpu_work = gpu_free - begin
+    longest = max(gpu_work, cpu_free - begin)
+    c.metrics[CPU_BUSY] += cpu_work
+    c.metrics[M_LOOKUPS] += s.n[N_ACTIVE]
+    c.metrics[M_HITS] += s.n[HITS]
+    c.metrics[M_LATE] += s.n[LATE]
+    c.metrics[M_STAGED] += s.n[IN_STAGING]
+    c.metrics[M_GPU_UNITS] += n_gpu
+    c.metrics[M_CPU_UNITS] += n_cpu
+    c.metrics[M_IMBALANCE] += abs(gpu_work - (cpu_free - begin)) / longest if longest > 0 else 0.0
+    c.t[NOW] = join
+    return True
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What a run cost.
+
+    columns  one array a step: step, phase, tokens, sequences, start, end (seconds), and `METRICS`
+    spans    of the steps that were asked for
+    """
+
+    columns: dict[str, NDArray[np.generic]]
+    spans: Spans
+
+    def total(self, metric: str, phase: str | None = None) -> float:
+        """Sum of a metric over the steps, or over those of one phase."""
+        values = self.columns[metric]
+        return float(values.sum() if phase is None else values[self.columns["phase"] == phase].sum())
+
+
+class Engine:
+    """Simulates one planner; `planner.policy` decides, `charged` says what its decisions cost."""
+
+    def __init__(self, planner: Planner, charged: CostModel) -> None:
+        units = planner.shape.units
+        over = charged.overheads
+        self.planner = planner
+        self.charged = charged
+        self._servers = Servers(
+            t=np.zeros(4),
+            i=np.array([NONE, 0, 0, 0], np.int64),
+            cpu=charged.cpu,
+            cpu_contended=charged.cpu_contended,
+            gpu=charged.gpu,
+            copy=charged.copy,
+            copy_contended=charged.copy_contended,
+            unit_bytes=planner.shape.unit_bytes.astype(np.float64),
+            overhead=np.array([over.issue_gap, over.transfer_latency, over.transfer_per_token, over.merge]),
+            finish=np.zeros(units),
+            metrics=np.zeros(len(METRICS)),
+            span_time=np.zeros((0, 2)),
+            span_what=np.zeros((0, 6), np.int32),
+        )
+        self._packed = pack(self._servers)
+
+    @property
+    def now(self) -> float:
+        """Simulated seconds so far."""
+        return float(self._servers.t[NOW])
+
+    def run(
+        self,
+        workload: Workload,
+        record: Container[int] = (),
+        progress: Callable[[int], object] | None = None,
+    ) -> Simulation:
+        """Simulate all steps; spans of the steps in `record` are kept; `progress` is called with each step's number."""
+        policy = self.planner.policy
+        columns: dict[str, list[object]] = {name: [] for name in ("step", "phase", "tokens", "sequences", "start", "end")}
+        metrics = np.zeros((workload.n_steps, len(METRICS)))
+        steps = workload.steps(
+            source=policy.prefetch.source,
+            ahead=policy.prefetch.ahead,
+            next_use=policy.cache.needs_next_use,
+            router_scores=policy.cache.needs_router_scores,
+            order=True,
+        )
+        self.planner.check_tokens(workload.max_tokens)
+        for row, step in enumerate(steps):
+            start = self.now
+            self._servers.metrics[:] = 0.0
+            self._servers.i[RECORDING] = step.index in record
+            self._servers.i[STEP] = step.index
+            self.run_step(step)
+            metrics[row] = self._servers.metrics
+            for name, value in (
+                ("step", step.index),
+                ("phase", step.phase),
+                ("tokens", step.tokens),
+                ("sequences", step.sequences),
+                ("start", start),
+                ("end", self.now),
+            ):
+                columns[name].append(value)
+            if progress is not None:
+                progress(step.index)
+        kept = int(self._servers.i[SPAN_COUNT])
+        return Simulation(
+            columns={name: np.array(values) for name, values in columns.items()}
+            | dict(zip(METRICS, metrics.T, strict=True)),
+            spans=Spans(self._servers.span_time[:kept].copy(), self._servers.span_what[:kept].copy()),
+        )
+
+    def run_step(self, step: Step) -> None:
+        """Simulate one forward pass: all MoE layers, and what lies outside them."""
+        planner, clock, metrics = self.planner, self._servers.t, self._servers.metrics
+        state, overlap = planner.raw, planner.policy.assignment.overlap
+        dense = self.charged.dense(step.tokens, step.sequences, step.context)
+        outside = self.charged.per_step(step.tokens, step.sequences, step.context)
+        waiting = self.charged.overheads.readback + self.charged.overheads.planning
+        recording = bool(self._servers.i[RECORDING])
+        moe_time = 0.0
+        for layer in range(planner.shape.layers):
+            router_done = clock.item(NOW) + dense
+            if recording:
+                self._make_room()
+                self._record_dense(layer, router_done - dense, router_done, step.tokens)
+            drain(state, self._packed, layer, router_done + waiting)
+            planner.begin(step.layer_step(layer))
+            if recording:
+                self._make_room()
+            if not run_layer(state, self._packed, layer, step.workload[layer], step.tokens, overlap):
+                raise RuntimeError(f"step {step.index}, layer {layer}: the planner gives no copy that a GPU unit waits for")
+            planner.end()
+            moe_time += clock.item(NOW) - router_done
+        metrics[MOE_TIME] += moe_time
+        metrics[GPU_BUSY] += dense * planner.shape.layers + outside
+        clock[NOW] += outside
+
+    def _record_dense(self, layer: int, start: float, end: float, tokens: int) -> None:
+        row = int(self._servers.i[SPAN_COUNT])
+        self._servers.span_time[row] = start, end
+        self._servers.span_what[row] = LANE_GPU, self._servers.i[STEP], layer, DENSE, tokens, 0
+        self._servers.i[SPAN_COUNT] += 1
+
+    def _make_room(self) -> None:
+        """Room for the spans of one layer step: its dense part, every unit once, and all copies that are queued."""
+        queued = int(self.planner.n[HINT_TAIL] + self.planner.n[SWAP_TAIL])
+        need = int(self._servers.i[SPAN_COUNT]) + 1 + 2 * self.planner.shape.units + queued
+        rows = self._servers.span_time.shape[0]
+        if need > rows:
+            extra = max(need, 2 * rows) - rows
+            self._servers = self._servers._replace(
+                span_time=np.concatenate([self._servers.span_time, np.zeros((extra, 2))]),
+                span_what=np.concatenate([self._servers.span_what, np.zeros((extra, 6), np.int32)]),
+            )
+            self._packed = pack(self._servers)
