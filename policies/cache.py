@@ -53,9 +53,11 @@ class Cache(ABC):
     scope  "layer": each layer has its own slots; "global": one pool over all layers
     fill   what is resident before the first step: "empty", "random" (DALI section 3.3) or "popular"
 
-    `needs_next_use` and `needs_router_scores` tell a driver what to annotate layer steps with.
+    `needs_next_use` and `needs_router_scores` tell a driver what to annotate layer steps with; `fixed` is True
+    where nothing ever moves.
     """
 
+    fixed: ClassVar[bool] = False
     needs_next_use: ClassVar[bool] = False
     needs_router_scores: ClassVar[bool] = False
 
@@ -318,6 +320,7 @@ class Static(ScoreCache):
     """Nothing ever moves: what is resident at the start stays (Fiddler, KTransformers)."""
 
     ENTRY = "never"
+    fixed = True
 
     def __init__(self, scope: str = "layer", fill: str = "popular") -> None:
         super().__init__(scope, fill)
@@ -330,6 +333,7 @@ class WholeLayers(ScoreCache):
     """
 
     ENTRY = "never"
+    fixed = True
 
     def __init__(self) -> None:
         super().__init__("global", "empty")
@@ -351,7 +355,7 @@ def _touch(score: Floats, base: int, active: Ints, clock: int) -> int:
 
 
 class LRU(ScoreCache):
-    """Evict the least recently used; within one layer step, the order of first appearance counts."""
+    """Evict the least recently used; within one layer step, the order of last use counts."""
 
     def reset(self, shape: Shape, capacity: Capacity, rng: np.random.Generator) -> None:
         """Start afresh."""
@@ -407,8 +411,8 @@ class MRS(ScoreCache):
 
     def __init__(self, scope: str = "layer", fill: str = "random", alpha: float = 0.5, spread: int = 2) -> None:
         super().__init__(scope, fill)
-        if not 0 < alpha <= 1:
-            raise InputError(f"cache.alpha: found {alpha}, expected a share above 0 and at most 1")
+        if not isinstance(alpha, int | float) or not 0 < alpha <= 1:
+            raise InputError(f"cache.alpha: found {alpha!r}, expected a share above 0 and at most 1")
         self.alpha = alpha
         self.spread = require_count("cache.spread", spread)
 
@@ -473,8 +477,9 @@ class WorkloadAware(ScoreCache):
     def reset(self, shape: Shape, capacity: Capacity, rng: np.random.Generator) -> None:
         """Start afresh."""
         super().reset(shape, capacity, rng)
-        self._pairs = np.zeros((self.u_size, 2), np.int32)
-        self._outgoing = np.zeros(self.u_size, np.int32)
+        self._most = min(self.u_size, self.score.size)
+        self._pairs = np.zeros((self._most, 2), np.int32)
+        self._outgoing = np.zeros(self._most, np.int32)
         self._steps = [0] * shape.layers
 
     def observe(self, view: LayerView) -> None:
@@ -488,7 +493,7 @@ class WorkloadAware(ScoreCache):
             return NO_PAIRS
         if self._steps[view.layer] % self.w_size:
             return NO_PAIRS
-        count = _exchange(view.raw, view.layer, self.score, self.u_size, self._pairs, self._outgoing)
+        count = _exchange(view.raw, view.layer, self.score, self._most, self._pairs, self._outgoing)
         if self.scope == "global":
             self.score[:] = 0.0
         else:

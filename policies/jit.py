@@ -41,7 +41,8 @@ def _cache_folder() -> Path:
     return Path(base) / "dali-moe" / digest.hexdigest()[:16]
 
 
-numba.config.CACHE_DIR = str(_cache_folder())
+CACHE_FOLDER = _cache_folder()
+numba.config.CACHE_DIR = str(CACHE_FOLDER)
 
 
 def kernel(function: Callable[P, R]) -> Callable[P, R]:

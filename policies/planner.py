@@ -64,7 +64,9 @@ _NO_ORDER: Ints = np.zeros(0, np.int32)
 class Policy:
     """An offloading system: who runs what, what is copied early, what stays.
 
-    staging  slots of the GPU memory set aside for copies that do not stay, at least 2
+    staging       slots of the GPU memory set aside for copies that do not stay, at least 2
+    swaps_first   whether the link serves swaps before prefetches
+    attention_on  "gpu" or "cpu": where decode attention runs; a driver's business, no policy reads it
     """
 
     name: str
@@ -72,6 +74,8 @@ class Policy:
     prefetch: PrefetchPolicy
     cache: Cache
     staging: int = 2
+    swaps_first: bool = False
+    attention_on: str = "gpu"
 
     def __post_init__(self) -> None:
         if self.staging < 2:
@@ -96,11 +100,15 @@ class Planner:
         self.capacity = capacity
         if believed.copy.size != shape.layers:
             raise InputError(f"cost model: found copy times of {believed.copy.size} layers, expected {shape.layers}")
+        if capacity.group_of.size != shape.layers:
+            raise InputError(f"cache capacity: found {capacity.group_of.size} layers, expected {shape.layers}")
         for part, rng in zip(
             (policy.assignment, policy.prefetch, cache), np.random.default_rng(seed).spawn(3), strict=True
         ):
             part.reset(shape, capacity, rng)
-        self.state: State = new_state(capacity, shape.units, policy.staging, LOG_ROWS if log else 0)
+        self.state: State = new_state(
+            capacity, shape.units, policy.staging, policy.swaps_first, LOG_ROWS if log else 0
+        )
         self.raw = pack(self.state)
         self.n = self.state.n
         if not fill(self.raw, cache.initial()):
@@ -153,7 +161,10 @@ class Planner:
         view.copy_time = self._copy_time[layer]
 
         policy = self.policy
-        if plan_step(self.raw, layer, step.workload, policy.assignment.assign(view)):
+        demands = plan_step(self.raw, layer, step.workload, policy.assignment.assign(view))
+        if demands < 0:
+            raise ValueError(f"{type(policy.assignment).__name__}.assign: expected one entry a unit")
+        if demands:
             policy.cache.place(view)
         if not queue_hints(self.raw, policy.prefetch.rank(view)):
             raise ValueError(f"{type(policy.prefetch).__name__}.rank: a (layer, unit) pair is out of range")
@@ -219,7 +230,7 @@ def replay_log(log: list[tuple[Any, ...]], planner: Planner) -> int | None:
     """
     if planner.log is None:
         raise ValueError("replay_log: expected a planner with log=True")
-    for entry in log:
+    for position, entry in enumerate(log):
         match entry[0]:
             case "begin":
                 planner.begin(entry[1])
@@ -231,9 +242,10 @@ def replay_log(log: list[tuple[Any, ...]], planner: Planner) -> int | None:
                 computed(planner.raw, entry[1])
             case "end":
                 planner.end()
-    planner._flush_log()
-    for i, (ours, theirs) in enumerate(zip(planner.log, log, strict=False)):
+        planner._flush_log()
+        ours = planner.log[position]
         # A layer step holds arrays; it was fed in unchanged, so the answers are what is compared.
-        if ours[0] != theirs[0] or ours[2:] != theirs[2:] or (ours[0] != "begin" and ours != theirs):
-            return i
-    return None if len(planner.log) == len(log) else min(len(planner.log), len(log))
+        if ours[2:] != entry[2:] if entry[0] == "begin" else ours != entry:
+            # Later reports are about other copies than this planner's.
+            return position
+    return None

@@ -12,8 +12,8 @@ from policies.types import Floats, InputError
 
 def _require_positive(owner: str, **values: float) -> None:
     for name, value in values.items():
-        if not value > 0:
-            raise InputError(f"{owner}.{name}: found {value}, expected a positive number")
+        if not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise InputError(f"{owner}.{name}: found {value!r}, expected a positive number")
 
 
 @dataclass(frozen=True)
@@ -158,8 +158,17 @@ def shared_bandwidth(total: float, link: float) -> tuple[float, float]:
     return total - to_link, to_link
 
 
-def roofline(model: ModelShape, platform: Platform, max_tokens: int, slices: int = 1) -> CostModel:
-    """Cost model of `model` on `platform` for workloads of up to `max_tokens` tokens a unit."""
+def roofline(
+    model: ModelShape, platform: Platform, max_tokens: int, slices: int = 1, attention_on: str = "gpu"
+) -> CostModel:
+    """Cost model of `model` on `platform` for workloads of up to `max_tokens` tokens a unit.
+
+    attention_on  "cpu": decode attention reads the KV cache from host memory and runs on the CPU, its
+                  projections stay on the GPU (MoE-Lightning, arXiv 2411.11217, section 3); steps with several
+                  tokens a sequence (prefill) keep it on the GPU
+    """
+    if attention_on not in ("gpu", "cpu"):
+        raise InputError(f"attention_on: found {attention_on!r}, expected gpu or cpu")
     if max_tokens < 1:
         raise InputError(f"max_tokens: found {max_tokens}, expected at least 1")
     tokens = np.arange(max_tokens + 1, dtype=np.float64)
@@ -184,9 +193,17 @@ def roofline(model: ModelShape, platform: Platform, max_tokens: int, slices: int
     )
 
     def on_gpu(params: int, layers: int, tokens: int, sequences: int, context: float) -> float:
-        read = params * model.dense_bits / 8 + layers * sequences * context * model.kv_bytes
-        work = 2.0 * tokens * params + layers * 4.0 * model.attention_width * tokens * context
-        return float(platform.gpu.seconds(read, work)) + platform.gpu.job_overhead_us * 1e-6
+        attended = sequences * context
+        read = params * model.dense_bits / 8
+        work = 2.0 * tokens * params
+        cache = layers * attended * model.kv_bytes
+        products = layers * 4.0 * model.attention_width * tokens * context
+        if attention_on == "cpu" and tokens == sequences:
+            crossing = layers * (2 * latency + 2 * tokens * activation_bytes / link)
+            attention = float(platform.cpu.seconds(cache, products)) + platform.cpu.job_overhead_us * 1e-6 + crossing
+        else:
+            read, work, attention = read + cache, work + products, 0.0
+        return float(platform.gpu.seconds(read, work)) + platform.gpu.job_overhead_us * 1e-6 + attention
 
     def dense(tokens: int, sequences: int, context: float) -> float:
         return on_gpu(layer_params, 1, tokens, sequences, context)

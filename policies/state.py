@@ -46,6 +46,7 @@ LOG_NEXT, LOG_LANDED, LOG_COMPUTED = range(3)
     REUSABLE_HEAD,
     REUSABLE_COUNT,
     RESERVE,
+    SWAPS_FIRST,
     OUT_KEY,
     OUT_SLOT,
     HITS,
@@ -54,7 +55,7 @@ LOG_NEXT, LOG_LANDED, LOG_COMPUTED = range(3)
     LOGGING,
     LOG_COUNT,
     COUNTERS,
-) = range(21)
+) = range(22)
 
 
 class State(NamedTuple):
@@ -147,7 +148,7 @@ def unpack(raw: Packed) -> State:
     )
 
 
-def new_state(memory: Capacity, units: int, staging: int, log_rows: int) -> State:
+def new_state(memory: Capacity, units: int, staging: int, swaps_first: bool, log_rows: int) -> State:
     """State with every slot empty."""
     group_slots = memory.slots
     capacity = memory.total
@@ -159,6 +160,7 @@ def new_state(memory: Capacity, units: int, staging: int, log_rows: int) -> Stat
     n = np.zeros(COUNTERS, np.int64)
     n[REUSABLE_COUNT] = staging
     n[RESERVE] = min(2, staging - 1)
+    n[SWAPS_FIRST] = swaps_first
     n[LOGGING] = log_rows > 0
     # Stacks are popped from the end: fill them so that lower slots go first.
     empty = np.concatenate([b + np.arange(c)[::-1] for b, c in zip(base, group_slots, strict=True)])
@@ -413,9 +415,11 @@ def _sort(keys: NDArray[np.int64], n: int) -> None:
 def plan_step(raw: Packed, layer: int, workload: Ints, on_gpu: Bools) -> int:
     """Order both sides and queue the demand copies (to staging until `Cache.place` says otherwise).
 
-    Returns the number of demand copies.
+    Returns the number of demand copies; -1 if `on_gpu` is not one entry a unit.
     """
     s = unpack(raw)
+    if on_gpu.size != workload.size:
+        return -1
     base = layer * workload.size
     n_cpu = 0
     n_gpu = 0
@@ -496,11 +500,41 @@ def _issue(raw: Packed, kind: int, key: int, slot: int) -> int:
 
 
 @kernel
+def _next_hint(raw: Packed) -> int:
+    s = unpack(raw)
+    while s.n[HINT_HEAD] < s.n[HINT_TAIL]:
+        key = s.hint[s.n[HINT_HEAD]]
+        if s.status[key] == ABSENT:
+            if s.n[REUSABLE_COUNT] <= s.n[RESERVE]:
+                return NONE
+            s.n[HINT_HEAD] += 1
+            return _issue(raw, PREFETCH, key, _pop_reusable(raw))
+        s.n[HINT_HEAD] += 1
+    return NONE
+
+
+@kernel
+def _next_swap(raw: Packed) -> int:
+    s = unpack(raw)
+    units = s.status.size // s.group_of.size
+    while s.n[SWAP_HEAD] < s.n[SWAP_TAIL]:
+        i = s.n[SWAP_HEAD]
+        s.n[SWAP_HEAD] += 1
+        incoming = s.swap_in[i]
+        outgoing = s.swap_out[i]
+        if s.status[incoming] == ABSENT and not s.pinned[outgoing] and exchangeable(raw, incoming, outgoing):
+            evict(raw, outgoing)
+            return _issue(raw, SWAP, incoming, _take_empty(raw, incoming // units))
+    return NONE
+
+
+@kernel
 def next_copy(raw: Packed, layer: int) -> int:
     """Bind the next copy: its kind, with key and slot in `n[OUT_KEY]`, `n[OUT_SLOT]`; NONE if there is none.
 
     Demand copies come first and in order: while one waits for a staging slot nothing else is issued, or
-    hints would take the slot it waits for.  Hints leave `n[RESERVE]` staging slots to demand copies.
+    hints would take the slot it waits for.  Then hints by rank, which leave `n[RESERVE]` staging slots to
+    demand copies, and swaps; or swaps and hints, if `n[SWAPS_FIRST]`.
     """
     s = unpack(raw)
     units = s.status.size // s.group_of.size
@@ -517,24 +551,17 @@ def next_copy(raw: Packed, layer: int) -> int:
             slot = _take_empty(raw, layer)
         s.n[DEMAND_HEAD] += 1
         return _issue(raw, DEMAND, layer * units + s.demand[i], slot)
-    while s.n[HINT_HEAD] < s.n[HINT_TAIL]:
-        key = s.hint[s.n[HINT_HEAD]]
-        if s.status[key] == ABSENT:
-            if s.n[REUSABLE_COUNT] <= s.n[RESERVE]:
-                break
-            s.n[HINT_HEAD] += 1
-            return _issue(raw, PREFETCH, key, _pop_reusable(raw))
-        s.n[HINT_HEAD] += 1
-    while s.n[SWAP_HEAD] < s.n[SWAP_TAIL]:
-        i = s.n[SWAP_HEAD]
-        s.n[SWAP_HEAD] += 1
-        incoming = s.swap_in[i]
-        outgoing = s.swap_out[i]
-        if s.status[incoming] == ABSENT and not s.pinned[outgoing] and exchangeable(raw, incoming, outgoing):
-            evict(raw, outgoing)
-            return _issue(raw, SWAP, incoming, _take_empty(raw, incoming // units))
-    _log(raw, LOG_NEXT, NONE, NONE, NONE)
-    return NONE
+    if s.n[SWAPS_FIRST]:
+        kind = _next_swap(raw)
+        if kind == NONE:
+            kind = _next_hint(raw)
+    else:
+        kind = _next_hint(raw)
+        if kind == NONE:
+            kind = _next_swap(raw)
+    if kind == NONE:
+        _log(raw, LOG_NEXT, NONE, NONE, NONE)
+    return kind
 
 
 @kernel

@@ -59,7 +59,8 @@ class LayerStep(NamedTuple):
               the last layer are zero.  None where the prefetch policy asked for no source
     router_scores float32 [U], router weight of each unit averaged over the tokens of the batch
     next_use  int32 [U], step in which this layer next uses each unit, `NEVER` where it does not again
-    order     int32 [n], active units in order of first appearance; None = ascending unit id
+    order     int32 [n], active units in the order they were last used within the step (recency for LRU);
+              None = ascending unit id
     """
 
     step: int
@@ -171,7 +172,7 @@ class Capacity:
 class LayerView:
     """What a policy may look at, valid from `begin` until `end`.  Arrays belong to the planner: read only.
 
-    active     int32 [n], units with workload > 0, in the step's lookup order
+    active     int32 [n], units with workload > 0, in the step's order of use
     status     int8 [L, U], `Status` of every unit (live)
     cpu_time, gpu_time  float64 [U], believed seconds of each unit's job; 0 for inactive units
     copy_time  believed seconds to copy one unit of this layer

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -302,10 +302,13 @@ class Simulation:
 
     columns  one array a step: step, phase, tokens, sequences, start, end (seconds), and `METRICS`
     spans    of the steps that were asked for
+    layers   L; planning: seconds charged for the planner in each layer step
     """
 
-    columns: dict[str, NDArray[np.generic]]
+    columns: dict[str, NDArray[Any]]
     spans: Spans
+    layers: int
+    planning: float
 
     def total(self, metric: str, phase: str | None = None) -> float:
         """Sum of a metric over the steps, or over those of one phase."""
@@ -351,14 +354,14 @@ class Engine:
     ) -> Simulation:
         """Simulate all steps; spans of the steps in `record` are kept; `progress` is called with each step's number."""
         policy = self.planner.policy
-        columns: dict[str, list[object]] = {name: [] for name in ("step", "phase", "tokens", "sequences", "start", "end")}
+        columns: dict[str, list[Any]] = {name: [] for name in ("step", "phase", "tokens", "sequences", "start", "end")}
         metrics = np.zeros((workload.n_steps, len(METRICS)))
         steps = workload.steps(
             source=policy.prefetch.source,
             ahead=policy.prefetch.ahead,
             next_use=policy.cache.needs_next_use,
             router_scores=policy.cache.needs_router_scores,
-            order=True,
+            order="last",
         )
         self.planner.check_tokens(workload.max_tokens)
         for row, step in enumerate(steps):
@@ -384,6 +387,8 @@ class Engine:
             columns={name: np.array(values) for name, values in columns.items()}
             | dict(zip(METRICS, metrics.T, strict=True)),
             spans=Spans(self._servers.span_time[:kept].copy(), self._servers.span_what[:kept].copy()),
+            layers=self.planner.shape.layers,
+            planning=self.charged.overheads.planning,
         )
 
     def run_step(self, step: Step) -> None:

@@ -67,8 +67,8 @@ def free_of_charge(layers: int, max_tokens: int) -> CostModel:
 
 
 @kernel
-def _carry_out(raw: Packed, layer: int, row: int, units: Ints, hits: Bools) -> int:
-    """Look the active units up, then make every copy at once; the next free row."""
+def carry_out(raw: Packed, layer: int, row: int, units: Ints, hits: Bools) -> int:
+    """Look the active units up (from `row` of units and hits on), then make every copy at once; the next free row."""
     s = unpack(raw)
     for i in range(s.n[N_ACTIVE]):
         unit = s.active[i]
@@ -111,13 +111,13 @@ def replay(
     ends = np.zeros(workload.n_steps * workload.layers, np.int64)
     phases: list[bool] = []
     row = event = 0
-    for step in workload.steps(next_use=cache.needs_next_use, router_scores=cache.needs_router_scores, order=True):
+    for step in workload.steps(next_use=cache.needs_next_use, router_scores=cache.needs_router_scores, order="last"):
         if row + workload.layers * workload.units > units.size:
             size = 2 * units.size + workload.layers * workload.units
             units, hits = np.resize(units, size), np.resize(hits, size)
         for layer in range(workload.layers):
             planner.begin(step.layer_step(layer))
-            row = _carry_out(raw, layer, row, units, hits)
+            row = carry_out(raw, layer, row, units, hits)
             planner.end()
             _swap_at_once(raw, layer)
             ends[event] = row

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from policies.types import Floats, Ints
+from traces.container import replacing
 
 LANES = ("GPU", "CPU", "demand copies", "prefetches", "swaps")
 LANE_GPU, LANE_CPU, LANE_LINK = range(3)  # LANE_LINK + CopyKind is the lane of a copy
@@ -39,10 +39,8 @@ class Spans:
                 events.append({"ph": "M", "pid": 1, "tid": lane, "name": what, "args": value})
         for (start, end), row in zip(self.time.tolist(), self.what.tolist(), strict=True):
             events.append(_event(start, end, *row))
-        temporary = path.with_name(f".{path.name}.part")
-        with gzip.open(temporary, "wt", encoding="utf-8") as file:
+        with replacing(path) as temporary, gzip.open(temporary, "wt", encoding="utf-8") as file:
             json.dump({"traceEvents": events, "displayTimeUnit": "ms"}, file)
-        os.replace(temporary, path)
 
 
 def _event(start: float, end: float, lane: int, step: int, layer: int, unit: int, tokens: int, hit: int) -> dict[str, object]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,22 +69,28 @@ def _map(path: str | Path, name: str, entry: dict[str, Any], start: int) -> NDAr
     return np.asarray(mapped)
 
 
-def write(path: str | Path, arrays: Arrays, strings: dict[str, str]) -> None:
-    """Write a safetensors file, under a temporary name first: `path` is either whole or untouched."""
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary name to write to; it becomes `path` at the end, so that `path` is either whole or untouched."""
     path = Path(path)
     if not path.parent.is_dir():
         raise InputError(f"{path}: there is no folder {path.parent}")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(temporary, "wb") as file:
-            # Widest items first keeps every array aligned to its item size.
-            names = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))
-            file.write(_header(arrays, names, strings))
-            for name in names:
-                np.ascontiguousarray(arrays[name]).tofile(file)
+        yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write(path: str | Path, arrays: Arrays, strings: dict[str, str]) -> None:
+    """Write a safetensors file, whole or not at all."""
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        # Widest items first keeps every array aligned to its item size.
+        names = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))
+        file.write(_header(arrays, names, strings))
+        for name in names:
+            np.ascontiguousarray(arrays[name]).tofile(file)
 
 
 def _header(arrays: Arrays, names: list[str], strings: dict[str, str]) -> bytes:

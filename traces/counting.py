@@ -36,19 +36,27 @@ def count(ids: Ids, starts: Rows, low: int, high: int, workload: Ints) -> None:
 
 
 @kernel
-def count_ordered(ids: Ids, starts: Rows, low: int, high: int, workload: Ints, order: Ints, active: Ints) -> None:
-    """As `count`; also order [L, E] and active [L]: the active experts of a layer by first appearance."""
-    experts = workload.shape[1]
-    for start in starts:
-        for token in range(start + low, start + high):
-            for layer in range(ids.shape[1]):
-                for k in range(ids.shape[2]):
-                    expert = ids[token, layer, k]
+def count_ordered(
+    ids: Ids, starts: Rows, low: int, high: int, last: bool, workload: Ints, order: Ints, active: Ints
+) -> None:
+    """As `count`; also order [L, E] and active [L]: the active experts of a layer by first or last appearance."""
+    layers, slots, experts = ids.shape[1], ids.shape[2], workload.shape[1]
+    # Last appearances are the first ones on the way back, turned around.
+    for b in range(starts.size):
+        start = starts[starts.size - 1 - b if last else b]
+        for i in range(low, high):
+            token = start + (low + high - 1 - i if last else i)
+            for layer in range(layers):
+                for k in range(slots):
+                    expert = ids[token, layer, slots - 1 - k if last else k]
                     if expert < experts:
                         if workload[layer, expert] == 0:
                             order[layer, active[layer]] = expert
                             active[layer] += 1
                         workload[layer, expert] += 1
+    if last:
+        for layer in range(layers):
+            order[layer, : active[layer]] = order[layer, : active[layer]][::-1].copy()
 
 
 @kernel
@@ -104,7 +112,7 @@ class Source(Protocol):
     def workload(self, step: int) -> Ints:
         """int32 [L, E], a new array."""
 
-    def ordered(self, step: int) -> tuple[Ints, Ints | None, Ints | None]:
+    def ordered(self, step: int, last: bool) -> tuple[Ints, Ints | None, Ints | None]:
         """Workload, order and active as `count_ordered` has them; None where only counts are known."""
 
     def predicted(self, step: int, source: str, ahead: int) -> Ints:
@@ -143,11 +151,11 @@ class TokenSource:
         """See `Source.workload`."""
         return self._count(self.trace.experts, step)
 
-    def ordered(self, step: int) -> tuple[Ints, Ints | None, Ints | None]:
+    def ordered(self, step: int, last: bool) -> tuple[Ints, Ints | None, Ints | None]:
         """See `Source.ordered`."""
         workload, active = self._zeros(), np.zeros(self.trace.layers, np.int32)
         order = np.empty_like(workload)
-        count_ordered(self.trace.experts, self.starts, *self._span(step), workload, order, active)
+        count_ordered(self.trace.experts, self.starts, *self._span(step), last, workload, order, active)
         return workload, order, active
 
     def predicted(self, step: int, source: str, ahead: int) -> Ints:
@@ -208,7 +216,7 @@ class CountSource:
         workload: Ints = self.counts[step].copy()
         return workload
 
-    def ordered(self, step: int) -> tuple[Ints, Ints | None, Ints | None]:
+    def ordered(self, step: int, last: bool) -> tuple[Ints, Ints | None, Ints | None]:
         """See `Source.ordered`."""
         return self.workload(step), None, None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,7 @@ class Step:
     router_scores  float32 [L, U], router weight of each unit averaged over the tokens
     next_use       int32 [L, U], next step in which that layer uses each unit, `policies.types.NEVER` if none
     order, active  int32 [L, U] and [L]: the first active[l] entries of order[l] are the active units by
-                   first appearance (tokens in batch order, slots in order)
+                   first or last appearance (tokens in batch order, slots in order)
     """
 
     index: int
@@ -73,7 +73,7 @@ class Workload:
     sources                predictor sources that `steps` can be asked for besides "oracle", and how many
                            layers ahead each goes
     equal_weights          True where no router weights are known, so that router scores count 1/K a choice
-    batched                (sequence, offset of its first token used) for each sequence of the batch
+    sequences              (sequence, offset of its first token used) for each sequence of the batch
     resampled              True if some of them are random pieces, drawn with replacement
     held_out               sequences of the trace that are not used: calibrate popularity on these
     """
@@ -189,25 +189,29 @@ class Workload:
         ahead: int = 1,
         next_use: bool = False,
         router_scores: bool = False,
-        order: bool = False,
+        order: bool | Literal["first", "last"] = False,
     ) -> Iterator[Step]:
         """The steps, as often as asked for and each time the same; arrays are new for each step.
 
         source  predictor whose workloads for layers +1..+ahead fill `Step.predicted`; "oracle" = the true ones
-        next_use, router_scores, order  fill these fields of `Step`; order stays None (ascending) where only
-                counts are known
+        next_use, router_scores  fill these fields of `Step`
+        order   fill `Step.order` with the active units by "first" (or True) or "last" appearance; it stays None
+                (ascending) where only counts are known.  A cache that touches units in order of their last
+                appearance keeps the recency order of one that touches them token by token
         """
         self._check_source(source, ahead)
+        if order not in (False, True, "first", "last"):
+            raise InputError(f"order: found {order!r}, expected first or last")
         return self._steps(source, ahead, next_use, router_scores, order)
 
     def _steps(
-        self, source: str | None, ahead: int, next_use: bool, router_scores: bool, order: bool
+        self, source: str | None, ahead: int, next_use: bool, router_scores: bool, order: bool | str
     ) -> Iterator[Step]:
         next_uses = self._next_uses() if next_use else None
         for index in range(self.n_steps):
             ranked = active = None
             if order:
-                workload, ranked, active = self._source.ordered(index)
+                workload, ranked, active = self._source.ordered(index, order == "last")
             else:
                 workload = self._source.workload(index)
             step = Step(index, *self._source.about(index), self._spread(workload))

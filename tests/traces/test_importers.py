@@ -158,7 +158,7 @@ def test_files_that_are_not_there_or_not_text(tmp_path: Path, kind: str) -> None
     with pytest.raises(InputError, match="no such file"):
         import_trace(kind, tmp_path / "none")
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="not a (whole )?text file"):
+    with pytest.raises(InputError, match=r"not a (whole )?text file"):
         import_trace(kind, tmp_path / "binary")
 
 
@@ -204,23 +204,30 @@ def test_recorded_files_have_the_documented_shape(
 
 
 def byte_lru(trace: Trace, budget: int) -> list[np.ndarray]:
-    """Hits of each step's active experts, by layer, of one LRU over all (layer, expert) pairs (traces/README.md)."""
+    """Hits of each step's active experts, by layer, of one LRU over all (layer, expert) pairs.
+
+    The rules are those of the recorder's engine: each (step, layer) is one event, eviction comes after it, oldest
+    first, and never removes what it touched.  Within the prompt, an expert is as old as its last appearance.
+    """
     assert trace.metadata.unit_bytes is not None
     sizes = trace.metadata.unit_bytes
-    resident: OrderedDict[tuple[int, int], int] = OrderedDict()
+    resident: OrderedDict[tuple[int, int], None] = OrderedDict()
+    used = 0
     hits = []
     prompt = int(trace.prompt_length[0])
-    for step in Workload.from_trace(trace, 1, prompt, trace.tokens - prompt).steps(order=True):
+    for step in Workload.from_trace(trace, 1, prompt, trace.tokens - prompt).steps(order="last"):
         for layer in range(trace.layers):
             order = step.layer_step(layer).order
             assert order is not None
             event = [(layer, int(expert)) for expert in order]
             hits.append(np.array([pair in resident for pair in event]))
             for pair in event:
-                resident[pair] = sizes[layer]
+                used += 0 if pair in resident else sizes[layer]
+                resident[pair] = None
                 resident.move_to_end(pair)
-            while sum(resident.values()) > budget and next(iter(resident)) not in event:
-                resident.popitem(last=False)
+            while used > budget and (oldest := next(iter(resident))) not in event:
+                del resident[oldest]
+                used -= sizes[oldest[0]]
     return hits
 
 
@@ -232,7 +239,7 @@ def test_order_and_sizes_reproduce_the_engines_own_record(
     trace = import_trace("bigmoeonedge", path)
     assert isinstance(trace, Trace)
     hits = byte_lru(trace, 4000 << 20)
-    # Generated tokens have one event a layer, whose order of first appearance is that of the slots.
+    # A generated token's experts appear once each, in slot order.
     decode = residency(path)[int(trace.prompt_length[0]) :] != 0
     replayed = np.array(hits[trace.layers :]).reshape(decode.shape)
     assert decode.size == rows

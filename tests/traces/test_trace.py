@@ -117,17 +117,17 @@ BAD = {
     "position": (lambda t: {"position": _with(t.position, 5, 4)}, "position: found 4 at token 5, expected to rise"),
     "position < 0": (lambda t: {"position": t.position - 1}, "position: found -1 at token 0"),
     "prompts": (lambda t: {"prompt_length": t.prompt_length[:2]}, "prompt_length: found 2, expected one for each of t"),
-    "prompt": (lambda t: {"prompt_length": np.array([0, 10, 0], np.int32)}, "found 10 for sequence 1, expected 0 to .* 9"),
+    "prompt": (lambda t: {"prompt_length": np.array([0, 10, 0], np.int32)}, "found 10 for sequence 1, .* its 9"),
     "early layer": (
         lambda t: {"predicted": {"gate": t.experts}},
         r"predicted.gate: found id \d at token 0, layer 0, slot 0, expected 255 \(none\) below layer 1",
     ),
-    "gap ahead": (lambda t: {"predicted": {"gate.2": t.predicted["gate.2"]}}, r"found layers ahead \[2\], expected 1 to"),
+    "gap ahead": (lambda t: {"predicted": {"gate.2": t.predicted["gate.2"]}}, r"found layers ahead \[2\], exp"),
     "oracle": (lambda t: {"predicted": {"oracle": t.predicted["gate"]}}, "expected a source other than oracle"),
     "source": (lambda t: {"predicted": {"a b": t.predicted["gate"]}}, "predicted.a b: expected a source"),
     "router": (lambda t: {"router_weight": None}, "router_input and router_weight: found one without the other"),
     "router width": (lambda t: {"router_weight": t.router_weight[..., :3]}, r"expected float16 or float32 \[3, 8, 4\]"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -262,7 +262,7 @@ def test_recall_of_an_emulated_predictor(random_trace: Make) -> None:
 
 def test_emulating_refuses_bad_recalls(trace: Trace) -> None:
     rng = np.random.default_rng(0)
-    with pytest.raises(InputError, match="found recall 1.5, expected shares between 0 and 1"):
+    with pytest.raises(InputError, match=r"found recall 1\.5, expected shares between 0 and 1"):
         trace.with_predictor("x", 1.5, rng)
     with pytest.raises(InputError, match="found 1 recalls for 2 layers ahead"):
         trace.with_predictor("x", [0.5], rng, ahead=2)

@@ -36,6 +36,13 @@ def trace(make_trace: Make) -> Trace:
     return make_trace(IDS, lengths=(3, 3), experts=4, weights=weights)
 
 
+def ordered(step: Step, layer: int) -> list[int]:
+    order = step.layer_step(layer).order
+    assert order is not None
+    units: list[int] = order.tolist()
+    return units
+
+
 def test_steps_by_hand(trace: Trace) -> None:
     workload = Workload.from_trace(trace, batch=2, prompt=2, generate=1)
     assert (workload.n_steps, workload.layers, workload.units, workload.max_tokens) == (2, 2, 4, 4)
@@ -50,8 +57,8 @@ def test_steps_by_hand(trace: Trace) -> None:
     np.testing.assert_array_equal(decode.workload, [[1, 1, 1, 1], [0, 1, 1, 1]])
     first, second = prefill.layer_step(0), prefill.layer_step(1)
     assert (first.step, first.layer, first.tokens) == (0, 0, 4)
-    assert first.order is not None and first.order.tolist() == [0, 1, 3, 2]
-    assert second.order is not None and second.order.tolist() == [2, 3, 0, 1]
+    assert ordered(prefill, 0) == [0, 1, 3, 2]
+    assert ordered(prefill, 1) == [2, 3, 0, 1]
     # Layer 0 is told of layer 1; nothing comes after layer 1.
     np.testing.assert_array_equal(first.predicted, [[3, 1, 2, 2]])
     np.testing.assert_array_equal(second.predicted, [[0, 0, 0, 0]])
@@ -71,8 +78,9 @@ def test_slices_carry_the_workload_of_their_expert(trace: Trace) -> None:
         for name in ("workload", "predicted", "router_scores", "next_use"):
             np.testing.assert_array_equal(np.repeat(getattr(one, name), 2, axis=-1), getattr(two, name))
     # Layer 0 of the prompt is 0, 1, 3, 2 by first appearance: both slices of each, in turn.
-    order = next(halves.steps(order=True)).layer_step(0).order
-    assert order is not None and order.tolist() == [0, 1, 2, 3, 6, 7, 4, 5]
+    assert ordered(next(halves.steps(order=True)), 0) == [0, 1, 2, 3, 6, 7, 4, 5]
+    # By last appearance it is 0, 3, 1, 2.
+    assert ordered(next(halves.steps(order="last")), 0) == [0, 1, 6, 7, 2, 3, 4, 5]
 
 
 def expected_steps(trace: Trace, workload: Workload, prompt: int, generate: int, chunk: int | None) -> list[list[int]]:
@@ -107,6 +115,7 @@ def test_every_field_against_plain_loops(
     rows = expected_steps(trace, workload, prompt, generate, chunk)
     counts = [loop_workload(trace.experts, step, 8) for step in rows]
     steps = list(workload.steps("gate", ahead=2, next_use=True, router_scores=True, order=True))
+    last_orders = list(workload.steps(order="last"))
     assert len(steps) == workload.n_steps == len(rows)
     assert workload.max_tokens == max(len(step) for step in rows)
     assert trace.weights is not None
@@ -114,14 +123,16 @@ def test_every_field_against_plain_loops(
         assert (step.index, step.tokens, step.sequences) == (i, len(rows[i]), batch)
         assert step.phase == ("decode" if i >= len(rows) - generate else "prefill")
         np.testing.assert_array_equal(step.workload, counts[i])
-        assert step.predicted is not None and step.router_scores is not None and step.next_use is not None
+        assert step.predicted is not None
+        assert step.router_scores is not None
+        assert step.next_use is not None
         for h, name in ((1, "gate"), (2, "gate.2")):
             seen = loop_workload(trace.predicted[name], rows[i], 8)
             np.testing.assert_array_equal(step.predicted[:, h - 1], np.vstack([seen[h:], np.zeros((h, 8))]))
         for layer in range(3):
-            order = list(dict.fromkeys(trace.experts[rows[i], layer].ravel().tolist()))
-            layer_step = step.layer_step(layer)
-            assert layer_step.order is not None and layer_step.order.tolist() == order
+            seen_ids = trace.experts[rows[i], layer].ravel().tolist()
+            assert ordered(step, layer) == list(dict.fromkeys(seen_ids))
+            assert ordered(last_orders[i], layer) == list(dict.fromkeys(seen_ids[::-1]))[::-1]
             for expert in range(8):
                 uses = [later for later in range(i + 1, len(rows)) if counts[later][layer, expert]]
                 assert step.next_use[layer, expert] == (uses[0] if uses else NEVER)
@@ -167,7 +178,8 @@ def test_a_workload_can_be_walked_often_and_its_arrays_are_the_callers(random_tr
 
 def test_oracle_ahead_of_the_last_layer_is_zero(random_trace: Make) -> None:
     step = next(Workload.from_trace(random_trace(3), 2, 4, 3).steps("oracle", ahead=5))
-    assert step.predicted is not None and step.predicted.shape == (3, 5, 8)
+    assert step.predicted is not None
+    assert step.predicted.shape == (3, 5, 8)
     np.testing.assert_array_equal(step.predicted[0, :2], step.workload[1:])
     assert step.predicted[0, 2:].sum() == step.predicted[1, 1:].sum() == step.predicted[2].sum() == 0
 
@@ -199,7 +211,8 @@ def test_pieces_start_anywhere_with_room_equally_often(random_trace: Make) -> No
     drawn = Workload.from_trace(trace, 2602, 5, 0, seed=1).sequences[2:]
     counts = [drawn.count(start) for start in {(0, i) for i in range(8)} | {(1, i) for i in range(5)}]
     # 2,600 draws over 13 starts: 200 each, standard deviation 13.6; 5 of them either way.
-    assert sum(counts) == 2600 and min(counts) > 132 and max(counts) < 268
+    assert sum(counts) == 2600
+    assert 132 < min(counts) <= max(counts) < 268
 
 
 @pytest.mark.parametrize(
@@ -232,6 +245,8 @@ def test_a_predictor_must_be_recorded(random_trace: Make) -> None:
         workload.steps("gate", ahead=2)
     with pytest.raises(InputError, match="predictor oracle: found 0 layers ahead"):
         workload.steps("oracle", ahead=0)
+    with pytest.raises(InputError, match="order: found 'middle', expected first or last"):
+        workload.steps(order="middle")  # type: ignore[arg-type]
 
 
 def test_popularity_by_hand(trace: Trace) -> None:
@@ -257,7 +272,8 @@ def test_counts_behave_as_the_tokens_they_came_from(random_trace: Make, tmp_path
     by_count = load_any(tmp_path / "w.safetensors")
     assert isinstance(by_count, Workload)
     assert by_count.metadata == metadata
-    assert by_count.equal_weights and by_token.equal_weights
+    assert by_count.equal_weights
+    assert by_token.equal_weights
     assert (by_count.max_tokens, by_count.sources, by_count.held_out) == (6, {}, [])
     options: dict[str, Any] = {"source": "oracle", "ahead": 2, "next_use": True, "router_scores": True}
     for a, b in zip(by_token.steps(**options), by_count.steps(**options, order=True), strict=True):

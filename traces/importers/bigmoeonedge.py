@@ -147,9 +147,8 @@ def _check(columns: NDArray[np.int64], metadata: Metadata, places: list[str]) ->
     decode = columns[:, _PHASE] == 1
     forward = np.where(decode, columns[:, _STEP], 0)
     keys = [columns[:, _TURN], columns[:, _PHASE], forward, columns[:, _LAYER], columns[:, _STEP], columns[:, _SLOT]]
-    order = np.lexsort(keys[::-1])
-    wrong = np.flatnonzero(order != np.arange(order.size))
-    same = np.flatnonzero(np.all([np.diff(key) == 0 for key in keys], axis=0))
-    if wrong.size or same.size:
-        where = places[min([*wrong[:1], *(same[:1] + 1)])]
-        malformed(where, "row out of order, expected turns, passes, layers, steps and slots to rise")
+    changes = np.diff(np.stack(keys, axis=1), axis=0)
+    first_change = np.take_along_axis(changes, (changes != 0).argmax(axis=1)[:, None], axis=1)[:, 0]
+    wrong = np.flatnonzero(first_change <= 0)
+    if wrong.size:
+        malformed(places[wrong[0] + 1], "row out of order, expected turns, passes, layers, steps and slots to rise")

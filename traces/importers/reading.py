@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -31,7 +32,7 @@ def lines(path: Path) -> Iterator[tuple[str, str]]:
                 where = f"{path}:{number}"
                 if text.strip():
                     yield where, text.rstrip("\n")
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+    except (UnicodeDecodeError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{where}: not a whole text file ({error})") from None
 
 

@@ -1,0 +1,306 @@
+"""From configuration to objects: the only place that calls hydra's `compose` and `instantiate`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from policies.planner import Policy
+from policies.roofline import ModelShape, Platform
+from policies.types import Floats, InputError, Shape
+from traces.trace import Trace
+from traces.workload import Workload, popularity
+
+# Recall falls by this factor with each further layer: the raw next-layer gate on OLMoE finds 83.6 % of the
+# true top-k one layer ahead and 66 % four layers ahead; (0.66 / 0.836) ** (1 / 3).
+RECALL_PER_LAYER = 0.924
+
+# A model is one of few experts up to this many: DALI's settings for Mixtral (8) against DeepSeek and Qwen (64, 128).
+FEW_EXPERTS = 16
+
+OmegaConf.register_new_resolver("few_experts", lambda experts, few, many: few if experts <= FEW_EXPERTS else many)
+OmegaConf.register_new_resolver("model_units", lambda experts, slices: experts * slices)
+
+
+# ---- configuration ---------------------------------------------------------------------------------
+
+
+def configuration(verb: str, overrides: Iterable[str]) -> DictConfig:
+    """The resolved configuration of a verb; InputError in one line if it does not compose."""
+    parts = _parsed(overrides)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module("conf", version_base="1.3"):
+            config = compose(verb, parts)
+        missing = sorted(OmegaConf.missing_keys(config))
+        if missing:
+            raise InputError(f"{missing[0]}: found nothing, expected a value: dali {verb} {missing[0]}=...")
+        OmegaConf.resolve(config)
+    except MissingConfigException as error:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        raise InputError(f"{group}: found {name!r}, expected one of {', '.join(error.options or [])}") from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(f"override {_sentences(error)}; dali {verb} --help lists what there is") from error
+    return config
+
+
+def listing(verb: str, overrides: list[str]) -> str:
+    """What can be set for a verb: its groups with their options, and all values as they stand."""
+    parts = _parsed(overrides)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module("conf", version_base="1.3"):
+            loader = GlobalHydra.instance().config_loader()
+            groups = {group: loader.get_group_options(group) for group in loader.list_groups("") if group != "hydra"}
+            config = compose(verb, parts)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(f"override {_sentences(error)}") from error
+    chosen = "\n".join(f"  {group}: {', '.join(options)}" for group, options in groups.items() if options)
+    values = OmegaConf.to_yaml(config).rstrip().replace("\n", "\n  ")
+    return f"dali {verb} NAME=VALUE ...\n\nFiles to choose from (conf/NAME):\n{chosen}\n\nValues:\n  {values}"
+
+
+def _parsed(overrides: Iterable[str]) -> list[str]:
+    """The overrides in hydra's words; InputError names the one that is no override."""
+    parser = OverridesParser.create()
+    parts = [part for override in overrides for part in _trace_file(override)]
+    for part in parts:
+        try:
+            name = parser.parse_override(part).key_or_group
+        except HydraException as error:
+            raise InputError(f"override {part!r}: {_sentences(error)}, expected NAME=VALUE") from error
+        if not name:
+            raise InputError(f"override {part!r}: found no name, expected NAME=VALUE")
+    return parts
+
+
+def _trace_file(override: str) -> list[str]:
+    """`trace=FILE` as the group's option `file` with a path; what has a dot or a slash in it is a file."""
+    match = re.fullmatch(r"trace=(['\"]?)(.*[./\\].*)\1", override)
+    if match is None:
+        return [override]
+    escaped = match[2].replace("\\", "\\\\").replace("'", "\\'")
+    return ["trace=file", f"trace.path='{escaped}'"]
+
+
+def _sentences(error: BaseException) -> str:
+    """What a library's error says, without its hints and its context, on one line."""
+    own = str(error).splitlines()[0].strip().rstrip(".")
+    cause = str(error.__cause__).splitlines()[0].strip() if error.__cause__ else ""
+    own = own[0].lower() + own[1:] if own.startswith("Could not") else own
+    return f"{own} ({cause})" if cause and cause not in own else own
+
+
+def make(node: Any, field: str) -> Any:
+    """Instantiate a configuration node; what its constructor says of its arguments becomes one line."""
+    try:
+        return instantiate(node)
+    except InstantiationException as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, InputError | OSError):
+                raise cause from None
+            cause = cause.__cause__ or cause.__context__
+        raise InputError(f"{field}: {_sentences(error.__cause__ or error)}") from error
+
+
+def whole(config: DictConfig, name: str, least: int = 1) -> int:
+    """A whole number of at least `least` from a dotted name."""
+    return _whole(name, OmegaConf.select(config, name), least)
+
+
+def whole_or_none(config: DictConfig, name: str, least: int = 1) -> int | None:
+    """The same, or None where the value is null."""
+    return None if OmegaConf.select(config, name) is None else whole(config, name, least)
+
+
+def wholes(config: DictConfig, name: str, least: int = 1) -> list[int]:
+    """One or more whole numbers, each once."""
+    value = OmegaConf.select(config, name)
+    items = list(value) if isinstance(value, ListConfig) else [value]
+    if not items or len(set(items)) < len(items):
+        raise InputError(f"{name}: found {items}, expected one or more numbers, each once")
+    return [_whole(name, item, least) for item in items]
+
+
+def _whole(name: str, value: object, least: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InputError(f"{name}: found {value!r}, expected a whole number of at least {least}")
+    return value
+
+
+def positive(config: DictConfig, name: str, most: float = float("inf")) -> float:
+    """A number above 0, at most `most`."""
+    value = OmegaConf.select(config, name)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= most:
+        limit = "" if most == float("inf") else f" and at most {most:g}"
+        raise InputError(f"{name}: found {value!r}, expected a number above 0{limit}")
+    return float(value)
+
+
+def text(config: DictConfig, name: str) -> str:
+    """A string that is not empty."""
+    value = OmegaConf.select(config, name)
+    if not isinstance(value, str) or not value:
+        raise InputError(f"{name}: found {value!r}, expected text")
+    return value
+
+
+def texts(config: DictConfig, name: str) -> list[str]:
+    """One or more strings, each once; a single one need not be in a list."""
+    value = OmegaConf.select(config, name)
+    items = list(value) if isinstance(value, ListConfig) else [value]
+    if not items or len(set(items)) < len(items) or not all(isinstance(item, str) and item for item in items):
+        raise InputError(f"{name}: found {items}, expected one or more names, each once")
+    return items
+
+
+# ---- objects ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is the same for all policies of a comparison.
+
+    trace     the routing, recorded or synthetic; or counts, which are a workload already
+    slots     GPU slots for experts, in units, staging included: every policy's
+    notes     what a reader of the results has to know about the inputs
+    """
+
+    model: ModelShape
+    platform: Platform
+    trace: Trace | Workload
+    slices: int
+    slots: int
+    seed: int
+    notes: list[str]
+
+    @property
+    def units(self) -> int:
+        """Units a layer."""
+        return self.model.experts * self.slices
+
+
+def scene(config: DictConfig) -> Scene:
+    """Model, platform, trace and GPU memory of a configuration, checked against each other."""
+    model: ModelShape = make(config.model, "model")
+    platform: Platform = make(config.platform, "platform")
+    slices, seed = whole(config, "slices"), whole(config, "seed", 0)
+    unit_bytes = model.unit_bytes(slices)
+    if config.expert_memory_gb is None:
+        slots = round(positive(config, "cache_share", most=1) * model.layers * model.experts * slices)
+    else:
+        slots = int(positive(config, "expert_memory_gb") * 1e9 / unit_bytes)
+    trace = make(config.trace, "trace")
+    if isinstance(trace, Trace):
+        trace.check_model(model.layers, model.experts, model.name)
+    elif (trace.layers, trace.units) != (model.layers, model.experts):
+        raise InputError(
+            f"workload of {trace.metadata.model} has {trace.layers} layers x {trace.units} experts, "
+            f"model {model.name} has {model.layers} x {model.experts}"
+        )
+    elif slices != 1:
+        raise InputError(f"slices: found {slices}, a workload of counts has whole experts only, expected 1")
+    notes = []
+    if trace.metadata.top_k != model.top_k:
+        notes.append(
+            f"The trace has {trace.metadata.top_k} experts a token, the model {model.top_k}: times are for the trace's."
+        )
+    needed = slots * unit_bytes / 1e9
+    if needed > platform.gpu_memory_gb:
+        notes.append(
+            f"The experts' share of GPU memory, {needed:.1f} GB, is more than the {platform.gpu_memory_gb:g} GB of "
+            f"{platform.name}: a what-if."
+        )
+    return Scene(model, platform, trace, slices, slots, seed, notes)
+
+
+def policy(verb: str, overrides: list[str], entry: str) -> tuple[str, Policy]:
+    """Name and objects of one entry of `policies`: a file of conf/policy, and overrides of it after spaces."""
+    name, *changes = entry.split()
+    config = configuration(verb, [*overrides, f"+policy={name}", *(f"policy.{change}" for change in changes)])
+    made: Policy = make(config.policy, f"policy {entry}")
+    return entry, made
+
+
+def with_predictors(scene: Scene, policies: Iterable[Policy], config: DictConfig) -> Scene:
+    """The scene with every predictor that a policy asks for; those not recorded are emulated, and noted."""
+    recalls = {**scene.model.predictor_recall, **dict(config.predictor_recall)}
+    asked: dict[str, int] = {}
+    for each in policies:
+        source = each.prefetch.source
+        if source not in (None, "oracle"):
+            asked[source] = max(asked.get(source, 0), each.prefetch.ahead)
+    if isinstance(scene.trace, Workload):
+        if asked:
+            raise InputError(
+                f"trace: found counts only, which hold no predictor ({', '.join(asked)}), expected policies that need none"
+            )
+        return scene
+    trace, notes = scene.trace, list(scene.notes)
+    for source, ahead in sorted(asked.items()):
+        recorded = trace.sources.get(source, 0)
+        if recorded >= ahead:
+            continue
+        found = f"predictor {source}, {ahead} layers ahead: the trace has {recorded}"
+        if not config.emulate_predictors:
+            raise InputError(f"{found}, expected a recording (or emulate_predictors=true)")
+        if source not in recalls:
+            raise InputError(f"{found} and no recall is known for {scene.model.name}: +predictor_recall.{source}=SHARE")
+        recall = positive(OmegaConf.create({"predictor_recall": {source: recalls[source]}}),
+                          f"predictor_recall.{source}", most=1)
+        falling = [recall * RECALL_PER_LAYER**h for h in range(ahead)]
+        trace = trace.with_predictor(source, falling, np.random.default_rng([scene.seed, len(source)]), ahead)
+        notes.append(
+            f"Predictor '{source}' is not in the trace: emulated with a recall of {recall:.1%} one layer ahead, "
+            f"{RECALL_PER_LAYER} times that with each further layer; wrong guesses are uniform."
+        )
+    return Scene(scene.model, scene.platform, trace, scene.slices, scene.slots, scene.seed, notes)
+
+
+def workload(scene: Scene, config: DictConfig, batch: int) -> Workload:
+    """The trace batched as `config.workload` says; counts are a workload already."""
+    if isinstance(scene.trace, Workload):
+        return scene.trace
+    sequences = config.workload.sequences
+    return Workload.from_trace(
+        scene.trace,
+        batch,
+        whole(config, "workload.prompt", 0),
+        whole(config, "workload.generate", 0),
+        sequences=None if sequences is None else wholes(config, "workload.sequences", 0),
+        chunk=whole_or_none(config, "workload.chunk"),
+        slices=scene.slices,
+        seed=scene.seed,
+    )
+
+
+def shape(scene: Scene, workload: Workload) -> tuple[Shape, str]:
+    """The model as policies see it, and where the popularity of its units comes from."""
+    known, origin = expert_popularity(scene.trace, workload)
+    sizes = np.full(scene.model.layers, scene.model.unit_bytes(scene.slices), np.int64)
+    return Shape(scene.model.layers, scene.units, sizes, known), origin
+
+
+def expert_popularity(trace: Trace | Workload, workload: Workload) -> tuple[Floats, str]:
+    """Share of tokens by unit on sequences that are not evaluated, or on the evaluated ones if there are no others."""
+    if isinstance(trace, Trace):
+        if workload.held_out:
+            shares = popularity(trace, workload.held_out, workload.slices)
+            return shares, f"{len(workload.held_out)} sequences that are not evaluated"
+        return popularity(trace, range(trace.sequences), workload.slices), "the evaluated sequences themselves"
+    counts = np.zeros((workload.layers, workload.units))
+    for step in workload.steps():
+        counts += step.workload
+    return counts / counts.sum(axis=1, keepdims=True), "the evaluated steps themselves"

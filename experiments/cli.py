@@ -1,0 +1,54 @@
+"""`dali VERB [NAME=VALUE ...]`: each verb is a module of this package with a `run(config, overrides)`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from experiments.build import configuration, listing
+from policies.jit import CACHE_FOLDER
+from policies.types import InputError
+
+VERBS = {
+    "compare": ("experiments.compare", "compare policies on one trace, model and machine, in simulated time"),
+    "replay": ("experiments.replay", "hits of one cache policy on a trace, without a clock"),
+    "import": ("experiments.importing", "turn a recording in another format into a trace file; statistics of any trace"),
+    "bench": ("experiments.bench", "measure the speed of simulator, planner and replay"),
+}
+HELP = {"-h", "--help"}
+
+
+def usage() -> str:
+    """What `dali --help` prints."""
+    verbs = "\n".join(f"  {verb:10}{what}" for verb, (_, what) in VERBS.items())
+    return f"dali VERB [NAME=VALUE ...]\n\n{verbs}\n\ndali VERB --help shows what can be set, and its defaults."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb: 0 if it worked, 2 with one line on standard error for bad input, 130 if interrupted."""
+    verb, *overrides = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if verb in HELP:
+        print(usage())
+        return 0
+    try:
+        if verb not in VERBS:
+            raise InputError(f"found verb {verb!r}, expected one of {', '.join(VERBS)}")
+        if HELP & set(overrides):
+            print(listing(verb, [override for override in overrides if override not in HELP]))
+            return 0
+        if not CACHE_FOLDER.exists():
+            print("First run of this version: compiling kernels takes half a minute or so.", file=sys.stderr)
+        module = importlib.import_module(VERBS[verb][0])
+        module.run(configuration(verb, overrides), overrides)
+    except InputError as error:
+        print(f"dali {verb}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        print(f"dali {verb}: {what}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"dali {verb}: interrupted, nothing was written", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,250 @@
+"""`dali compare`: all chosen policies on one trace, model, machine and GPU memory, in simulated time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from experiments import build, figures
+from experiments.results import finished, folder, number, share, stamp, table
+from policies.planner import Planner, Policy
+from policies.roofline import roofline
+from policies.types import Capacity, InputError
+from sim.engine import METRICS, Engine, Simulation
+from sim.replay import working_set
+from traces.workload import Workload
+
+PHASES = ("prefill", "decode")
+KINDS = ("demand", "prefetch", "swap")
+
+
+def run(config: DictConfig, overrides: list[str]) -> None:
+    """Simulate, write the results folder, print the tables."""
+    scene = build.scene(config)
+    policies = [build.policy("compare", overrides, entry) for entry in build.texts(config, "policies")]
+    scene = build.with_predictors(scene, [policy for _, policy in policies], config)
+    baseline = build.text(config, "baseline")
+    if baseline not in dict(policies):
+        raise InputError(f"baseline: found {baseline!r}, expected one of the policies compared: {', '.join(dict(policies))}")
+    for name, policy in policies:
+        check_memory(name, policy, scene)
+    workloads = _workloads(scene, config)
+    shown = build.whole_or_none(config, "timeline.batch") or max(workloads)
+    if shown not in workloads:
+        raise InputError(f"timeline.batch: found {shown}, expected one of {list(workloads)}")
+    notes = [*scene.notes, *_notes(scene, policies, workloads)]
+
+    with folder(build.text(config, "output"), "compare", config) as place:
+        simulations: dict[tuple[str, int], Simulation] = {}
+        total = sum(workload.n_steps for workload in workloads.values()) * len(policies)
+        with tqdm(total=total, unit="step", desc="simulating") as bar:
+            for batch, workload in workloads.items():
+                recorded = recorded_steps(workload, config) if batch == shown else ()
+                for name, policy in policies:
+                    bar.set_postfix_str(f"batch {batch}, {name}")
+                    simulations[name, batch] = simulate(scene, policy, workload, recorded, bar)
+        for (name, batch), simulation in simulations.items():
+            if batch == shown:
+                simulation.spans.save(place / f"{_file_name(name)}.timeline.json.gz", name)
+        results = pd.DataFrame(
+            [
+                {"policy": name, "batch": batch, "phase": phase, **summarise(simulation, phase)}
+                for (name, batch), simulation in simulations.items()
+                for phase in PHASES
+                if phase in simulation.columns["phase"]
+            ]
+        )
+        results["speedup"] = speedups(results, baseline)
+        results.to_parquet(place / "results.parquet", index=False)
+        pd.concat(
+            [
+                pd.DataFrame(simulation.columns).assign(policy=name, batch=batch)
+                for (name, batch), simulation in simulations.items()
+            ]
+        ).to_parquet(place / "steps.parquet", index=False)
+        title = f"{scene.model.name} on {scene.platform.name}, {_memory(scene)}"
+        figures.save_all(results, baseline, title, place)
+        overview = "\n\n".join(
+            f"{phase.capitalize()}, tokens/s (times {baseline})\n\n{_overview(results, phase)}"
+            for phase in PHASES
+            if phase in set(results["phase"])
+        )
+        lines = _inputs(scene, workloads)
+        (place / "summary.md").write_text(_summary(title, lines, notes, overview, results), encoding="utf-8")
+        final = finished(place)
+    print("\n".join([title, *lines, *(f"Note: {note}" for note in notes), "", overview, "", f"Results: {final}"]))
+    print("Figures: " + ", ".join(str(final / name) for name in figures.NAMES))
+    print(f"Timelines: {final}/*.timeline.json.gz (open in ui.perfetto.dev)")
+
+
+def check_memory(name: str, policy: Policy, scene: build.Scene) -> None:
+    """InputError if a policy's staging area does not leave a slot of the GPU memory for what stays."""
+    if scene.slots <= policy.staging:
+        raise InputError(
+            f"policy {name}: found GPU memory for {scene.slots} units, expected more than its staging area of "
+            f"{policy.staging} (cache_share, expert_memory_gb, policy.staging)"
+        )
+
+
+def simulate(
+    scene: build.Scene, policy: Policy, workload: Workload, recorded: Sequence[int], bar: Any = None
+) -> Simulation:
+    """One policy on one workload with the scene's GPU memory, its own staging slots included."""
+    shape, _ = build.shape(scene, workload)
+    capacity = Capacity.in_units(scene.slots - policy.staging, policy.cache.scope, shape.layers)
+    costs = roofline(scene.model, scene.platform, workload.max_tokens, scene.slices, policy.attention_on)
+    planner = Planner(policy, shape, capacity, costs, scene.seed)
+    progress = None if bar is None else lambda step: bar.update()
+    return Engine(planner, costs).run(workload, recorded, progress)
+
+
+def recorded_steps(workload: Workload, config: DictConfig) -> list[int]:
+    """The steps that timelines show: the last of prefill and the first of decode."""
+    prefill = build.whole(config, "timeline.prefill_steps", 0)
+    decode = build.whole(config, "timeline.decode_steps", 0)
+    first_decode = sum(step.phase == "prefill" for step in workload.steps())
+    return list(range(max(0, first_decode - prefill), min(workload.n_steps, first_decode + decode)))
+
+
+def summarise(simulation: Simulation, phase: str) -> dict[str, float]:
+    """The metrics of one phase (DESIGN section 8); seconds, bytes and shares between 0 and 1."""
+    columns = simulation.columns
+    rows = columns["phase"] == phase
+    total = {metric: simulation.total(metric, phase) for metric in METRICS}
+    steps = int(rows.sum())
+    seconds = float((columns["end"] - columns["start"])[rows].sum())
+    tokens = int(columns["tokens"][rows].sum())
+    sequences = int(columns["sequences"][rows].max())
+    absent = total["lookups"] - total["hits"] - total["late"]
+    wanted = total["staged"] + absent
+    layer_steps = steps * simulation.layers
+    return {
+        "steps": steps,
+        "tokens": tokens,
+        "seconds": seconds,
+        "tokens_per_s": tokens / seconds,
+        "tokens_per_s_per_sequence": tokens / seconds / sequences,
+        "time_to_first_token": seconds if phase == "prefill" else float("nan"),
+        "time_per_output_token": seconds / steps if phase == "decode" else float("nan"),
+        "moe_time": total["moe_time"],
+        "gpu_busy": total["gpu_busy"] / seconds,
+        "cpu_busy": total["cpu_busy"] / seconds,
+        **{f"link_{kind}": total[f"link_{kind}"] / seconds for kind in KINDS},
+        **{f"bytes_{kind}": total[f"bytes_{kind}"] for kind in KINDS},
+        **{f"copies_{kind}": total[f"copies_{kind}"] for kind in KINDS},
+        "hit_rate": total["hits"] / total["lookups"],
+        # Of the units that were not cached, those that a prefetch had brought, or was bringing, in time.
+        "prefetch_recall": total["staged"] / wanted if wanted else float("nan"),
+        "gpu_share": total["gpu_units"] / total["lookups"],
+        "imbalance": total["imbalance"] / layer_steps,
+        "planning": simulation.planning * layer_steps / seconds,
+    }
+
+
+def speedups(results: pd.DataFrame, baseline: str) -> pd.Series:
+    """Tokens/s over the baseline's at the same batch and phase."""
+    base = results[results["policy"] == baseline].set_index(["batch", "phase"])["tokens_per_s"]
+    keys = pd.MultiIndex.from_frame(results[["batch", "phase"]])
+    return pd.Series(results["tokens_per_s"].to_numpy() / base.loc[keys].to_numpy(), index=results.index)
+
+
+def _workloads(scene: build.Scene, config: DictConfig) -> dict[int, Workload]:
+    if isinstance(scene.trace, Workload):
+        return {max(step.sequences for step in scene.trace.steps()): scene.trace}
+    return {batch: build.workload(scene, config, batch) for batch in build.wholes(config, "workload.batch")}
+
+
+def _notes(scene: build.Scene, policies: list[tuple[str, Policy]], workloads: dict[int, Workload]) -> list[str]:
+    notes = []
+    for batch, workload in workloads.items():
+        if workload.resampled:
+            notes.append(f"Batch {batch}: the trace is too short, its sequences are resampled with replacement.")
+        for name, policy in policies:
+            if policy.cache.scope == "global" and not policy.cache.fixed:
+                smallest = int(working_set(workload).min())
+                if scene.slots - policy.staging < smallest:
+                    notes.append(working_set_warning(f"{name}, batch {batch}", scene.slots - policy.staging, smallest))
+    _, origin = build.expert_popularity(scene.trace, next(iter(workloads.values())))
+    if any(policy.cache.fill == "popular" or policy.prefetch.source is None for _, policy in policies):
+        notes.append(f"Popularity is measured on {origin}.")
+    if any(policy.cache.needs_router_scores for _, policy in policies) and next(iter(workloads.values())).equal_weights:
+        notes.append("The trace has no router weights: router scores count each chosen expert alike.")
+    return notes
+
+
+def working_set_warning(what: str, capacity: int, needed: int) -> str:
+    """The warning of a global cache that one step runs through (REFERENCE section 4)."""
+    return (
+        f"{what}: a global cache of {capacity} units is below the {needed} that one step uses; a global LRU of that size never hits."
+    )
+
+
+def _memory(scene: build.Scene) -> str:
+    share = scene.slots / (scene.model.layers * scene.units)
+    size = scene.slots * scene.model.unit_bytes(scene.slices) / 1e9
+    return f"GPU memory for {scene.slots} units ({share:.0%} of them, {size:.1f} GB) for every policy"
+
+
+def _inputs(scene: build.Scene, workloads: dict[int, Workload]) -> list[str]:
+    metadata = scene.trace.metadata
+    return [
+        f"Routing: {metadata.model} ({metadata.recorder}, text: {metadata.text})",
+        f"Times: {scene.model.name} on {scene.platform.name}, roofline costs",
+        *(f"Workload: {workload.description}" for workload in workloads.values()),
+    ]
+
+
+def _overview(results: pd.DataFrame, phase: str) -> str:
+    part = results[results["phase"] == phase]
+    batches = sorted(part["batch"].unique())
+    widest = part[part["batch"] == batches[-1]].set_index("policy")
+    header = ["policy", *(f"batch {batch}" for batch in batches), "hits", "GPU busy", "CPU busy", "link busy"]
+    rows = []
+    for name in widest.index:
+        mine = part[part["policy"] == name].set_index("batch")
+        last = widest.loc[name]
+        speeds = [f"{number(mine.at[b, 'tokens_per_s'])} ({mine.at[b, 'speedup']:.2f}x)" for b in batches]
+        link = sum(last[f"link_{kind}"] for kind in KINDS)
+        rows.append([name, *speeds, *(share(value) for value in (last["hit_rate"], last["gpu_busy"], last["cpu_busy"], link))])
+    return table(header, rows)
+
+
+def _details(results: pd.DataFrame, phase: str) -> str:
+    header = ["policy", "batch", "tokens/s", "speed-up", "ms/step", "hits", "prefetch recall", "on GPU", "imbalance"]
+    header += [f"GB {kind}" for kind in KINDS]
+    rows = [
+        [
+            row["policy"],
+            str(row["batch"]),
+            number(row["tokens_per_s"]),
+            f"{row['speedup']:.2f}",
+            number(row["seconds"] / row["steps"] * 1e3),
+            *(share(row[name]) for name in ("hit_rate", "prefetch_recall", "gpu_share", "imbalance")),
+            *(number(row[f"bytes_{kind}"] / 1e9) for kind in KINDS),
+        ]
+        for _, row in results[results["phase"] == phase].sort_values("batch", kind="stable").iterrows()
+    ]
+    return table(header, rows)
+
+
+def _summary(title: str, inputs: list[str], notes: list[str], overview: str, results: pd.DataFrame) -> str:
+    phases = [phase for phase in PHASES if phase in set(results["phase"])]
+    parts = [
+        f"# {title}",
+        "\n".join(f"- {line}" for line in [*inputs, *notes]),
+        "Busy shares and hits of the overview are those of the largest batch.",
+        overview,
+        "\n\n".join(f"![{name}]({name})" for name in figures.NAMES),
+        *(f"## {phase.capitalize()} in full\n\n{_details(results, phase)}" for phase in phases),
+        stamp(),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _file_name(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)

@@ -1,0 +1,152 @@
+"""`dali compare` end to end on a small trace."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from experiments import build, compare, figures
+from experiments.cli import main
+from policies.planner import Planner
+from policies.roofline import roofline
+from policies.types import Capacity
+
+TOY = ["model.layers=3", "model.experts=8", "model.top_k=2", "workload.batch=[1,3]"]
+TOY += ["workload.prompt=8", "workload.generate=6", "cache_share=0.75"]
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory, random_trace) -> Path:
+    path = tmp_path_factory.mktemp("toy") / "toy.safetensors"
+    random_trace(layers=3, experts=8, top_k=2, lengths=[20, 24, 30], seed=1).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(toy) -> Path:
+    """Results of all policies on the toy trace."""
+    assert main(["compare", f"trace={toy}", f"output={toy.parent}", *TOY]) == 0
+    (place,) = (toy.parent / "compare").iterdir()
+    return place
+
+
+def test_folder_holds_everything(folder):
+    names = {path.name for path in folder.iterdir()}
+    assert {"results.parquet", "steps.parquet", "summary.md", "config.yaml", *figures.NAMES} <= names
+    assert len([name for name in names if name.endswith(".timeline.json.gz")]) == 9
+    for name in figures.NAMES:
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_rows_name_policy_batch_and_phase(folder):
+    results = pd.read_parquet(folder / "results.parquet")
+    assert len(results) == 9 * 2 * 2
+    assert not results.duplicated(["policy", "batch", "phase"]).any()
+    assert set(results["policy"]) == {
+        "naive", "on_demand", "llama_cpp", "ktransformers", "fiddler", "moe_lightning", "hybrimoe", "dali", "oracle",
+    }  # fmt: skip
+    assert (results[results["policy"] == "llama_cpp"]["speedup"] == 1).all()
+
+
+def test_metrics_follow_from_the_steps(folder):
+    results = pd.read_parquet(folder / "results.parquet").set_index(["policy", "batch", "phase"])
+    steps = pd.read_parquet(folder / "steps.parquet")
+    for key, rows in steps.groupby(["policy", "batch", "phase"]):
+        row = results.loc[key]
+        seconds = (rows["end"] - rows["start"]).sum()
+        assert row["tokens_per_s"] == pytest.approx(rows["tokens"].sum() / seconds)
+        assert row["hit_rate"] == pytest.approx(rows["hits"].sum() / rows["lookups"].sum())
+        assert row["bytes_demand"] == rows["bytes_demand"].sum()
+        # Three sequences of 8 tokens are prefilled in one step; decode takes 6 steps.
+        assert row["steps"] == (1 if key[2] == "prefill" else 6)
+        assert row["tokens"] == key[1] * (8 if key[2] == "prefill" else 6)
+        for machine in ("gpu_busy", "cpu_busy"):
+            assert 0 <= row[machine] <= 1 + 1e-9
+
+
+def test_naive_and_on_demand_are_the_two_extremes(folder):
+    results = pd.read_parquet(folder / "results.parquet").set_index("policy")
+    assert (results.loc["naive", "gpu_share"] == 0).all()
+    assert (results.loc["on_demand", "gpu_share"] == 1).all()
+    assert (results.loc["naive", ["bytes_demand", "bytes_prefetch", "bytes_swap"]] == 0).all(axis=None)
+    assert (results.loc["ktransformers", ["bytes_demand", "bytes_prefetch", "bytes_swap"]] == 0).all(axis=None)
+
+
+def test_timelines_open(folder):
+    with gzip.open(folder / "dali.timeline.json.gz", "rt") as file:
+        events = json.load(file)["traceEvents"]
+    lanes = {event["args"]["name"] for event in events if event["name"] == "thread_name"}
+    assert lanes == {"GPU", "CPU", "demand copies", "prefetches", "swaps"}
+    assert sum(event["ph"] == "X" for event in events) > 50
+
+
+def test_summary_names_inputs_and_stand_ins(folder):
+    text = (folder / "summary.md").read_text()
+    assert "Routing: test" in text
+    assert "emulated with a recall of 93.3%" in text
+    assert "resampled" not in text  # three sequences are long enough for batch 3
+    assert "dali-moe" in text
+
+
+def test_same_again(toy, folder, tmp_path):
+    assert main(["compare", f"trace={toy}", f"output={tmp_path}", *TOY]) == 0
+    (again,) = (tmp_path / "compare").iterdir()
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(folder / "steps.parquet"), pd.read_parquet(again / "steps.parquet")
+    )
+
+
+def test_every_policy_gets_the_same_memory(toy):
+    overrides = [f"trace={toy}", *TOY]
+    config = build.configuration("compare", overrides)
+    scene = build.scene(config)
+    workload = build.workload(scene, config, 3)
+    shape, _ = build.shape(scene, workload)
+    costs = roofline(scene.model, scene.platform, workload.max_tokens)
+    assert scene.slots == 18  # 0.75 x 3 layers x 8 experts
+    for entry in config.policies:
+        _, policy = build.policy("compare", overrides, entry)
+        capacity = Capacity.in_units(scene.slots - policy.staging, policy.cache.scope, shape.layers)
+        assert Planner(policy, shape, capacity, costs).slots == scene.slots
+
+
+def test_resampling_is_said(toy, tmp_path, capsys):
+    settings = [*TOY, "workload.batch=5", "policies=[llama_cpp,fiddler]"]
+    assert main(["compare", f"trace={toy}", f"output={tmp_path}", *settings]) == 0
+    out = capsys.readouterr().out
+    assert "Batch 5: the trace is too short, its sequences are resampled with replacement." in out
+    assert "Popularity is measured on the evaluated sequences themselves." in out
+
+
+def test_global_cache_below_the_working_set_warns(toy, tmp_path, capsys):
+    settings = [*TOY, "cache_share=0.3", "policies=[llama_cpp,'on_demand cache.scope=global']"]
+    assert main(["compare", f"trace={toy}", f"output={tmp_path}", *settings]) == 0
+    # 0.3 x 24 = 7 slots less 4 of staging; one sequence's step uses 3 layers x 2 experts.
+    assert "a global cache of 3 units is below the 6 that one step uses" in capsys.readouterr().out
+
+
+def test_slices_and_chunks(toy, tmp_path):
+    settings = [*TOY, "slices=2", "workload.chunk=3", "policies=[llama_cpp,dali]"]
+    assert main(["compare", f"trace={toy}", f"output={tmp_path}", *settings]) == 0
+    (place,) = (tmp_path / "compare").iterdir()
+    steps = pd.read_parquet(place / "steps.parquet").query("policy == 'dali' and batch == 1")
+    assert steps[steps["phase"] == "prefill"]["tokens"].tolist() == [3, 3, 2]
+
+
+def test_number_and_table_for_people():
+    from experiments.results import number, share, table
+
+    assert [number(value) for value in (0, 0.01234, 1.234, 12.34, 123.4, 12345.0)] == [
+        "0", "0.0123", "1.23", "12.3", "123", "12345",
+    ]  # fmt: skip
+    assert number(float("nan")) == share(float("nan")) == "–"
+    assert share(0.1234) == "12.3%"
+    assert table(["a", "bb"], [["x", "1"]]) == "| a | bb |\n|---|---:|\n| x |  1 |"
+
+
+def test_speedups_are_over_the_same_batch_and_phase():
+    rows = [("a", 1, "decode", 2.0), ("b", 1, "decode", 3.0), ("a", 4, "decode", 5.0), ("b", 4, "decode", 4.0)]
+    results = pd.DataFrame(rows, columns=["policy", "batch", "phase", "tokens_per_s"])
+    assert compare.speedups(results, "a").tolist() == [1.0, 1.5, 1.0, 0.8]

@@ -1,0 +1,388 @@
+"""A driver that reports at random, and a planner that is checked after every call.
+
+The checks keep their own picture of the GPU memory (`Checked.memory`): which weights each slot really
+holds, from the copies alone.  A unit that the planner calls resident must lie where it says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from policies.cost import CostModel, Overheads
+from policies.planner import Planner, Policy
+from policies.state import (
+    DEMAND_HEAD,
+    DEMAND_TAIL,
+    HINT_HEAD,
+    HINT_TAIL,
+    RESERVE,
+    REUSABLE_COUNT,
+    REUSABLE_HEAD,
+    STAGING,
+    SWAP_HEAD,
+    SWAP_TAIL,
+)
+from policies.types import NEVER, Capacity, Copy, CopyKind, LayerPlan, LayerStep, Shape, Status
+
+ABSENT, LANDING, RESIDENT = (int(status) for status in (Status.ABSENT, Status.LANDING, Status.RESIDENT))
+MOST_TOKENS = 40
+
+
+def cost_model(layers: int, cpu=1.0, gpu=0.25, copy=2.0, most: int = MOST_TOKENS) -> CostModel:
+    """CPU job: `cpu` a token; GPU job: `gpu` whatever its tokens; copy: `copy` in every layer, or one a layer."""
+    tokens = np.arange(most + 1.0)
+    free = lambda tokens, sequences, context: 0.0  # noqa: E731
+    copies = np.full(layers, copy) if np.isscalar(copy) else np.array(copy, np.float64)
+    return CostModel(cpu * tokens, cpu * tokens, gpu * np.minimum(tokens, 1.0), copies, copies, Overheads(), free, free)
+
+
+@dataclass
+class World:
+    """A random model, its memory, and what it is asked to run."""
+
+    shape: Shape
+    capacity: Callable[[str], Capacity]
+    cost: CostModel
+    staging: int
+    steps: list[LayerStep]
+
+
+def random_world(rng: np.random.Generator, passes: int = 8, ahead: int = 4) -> World:
+    """Up to 4 layers of up to 9 units, memory of one unit up to more than all, equal sizes or not by layer."""
+    layers, units = int(rng.integers(1, 5)), int(rng.integers(2, 10))
+    by_bytes = rng.random() < 0.4
+    sizes = rng.integers(1, 4, layers) if by_bytes else np.ones(layers, np.int64)
+    popularity = rng.dirichlet(np.ones(units), layers)
+    room = int(rng.integers(sizes.max(), int(sizes.sum()) * units + 3))
+
+    def capacity(scope: str) -> Capacity:
+        return Capacity.in_bytes(room, scope, sizes) if by_bytes else Capacity.in_units(room, scope, layers)
+
+    cost = cost_model(layers, cpu=rng.uniform(0.1, 2), gpu=rng.uniform(0.01, 1), copy=rng.uniform(0.1, 4, layers))
+    shape = Shape(layers, units, sizes.astype(np.int64), popularity)
+    return World(shape, capacity, cost, int(rng.integers(2, 6)), random_steps(rng, layers, units, passes, ahead))
+
+
+def random_steps(rng: np.random.Generator, layers: int, units: int, passes: int, ahead: int) -> list[LayerStep]:
+    """Layer steps with everything a policy may ask for; predictions are the truth with a fifth of it redrawn."""
+    share = rng.choice([0.2, 0.5, 1.0])
+    truth = rng.integers(1, MOST_TOKENS // 2, (passes, layers, units)) * (rng.random((passes, layers, units)) < share)
+    truth[rng.random((passes, layers)) < 0.05] = 0  # layer steps without any token
+    guess = np.where(rng.random(truth.shape) < 0.2, rng.permuted(truth, axis=2), truth)
+    steps = []
+    for step in range(passes):
+        for layer in range(layers):
+            later = np.zeros((ahead, units), np.float32)
+            known = guess[step, layer + 1 : layer + 1 + ahead]
+            later[: len(known)] = known
+            future = truth[step + 1 :, layer] > 0
+            workload = truth[step, layer].astype(np.int32)
+            active = np.flatnonzero(workload).astype(np.int32)
+            steps.append(
+                LayerStep(
+                    step,
+                    layer,
+                    tokens=int(rng.integers(1, MOST_TOKENS)),
+                    workload=workload,
+                    predicted=later,
+                    router_scores=rng.random(units).astype(np.float32),
+                    next_use=np.where(future.any(0), step + 1 + future.argmax(0), NEVER).astype(np.int32)
+                    if len(future)
+                    else np.full(units, NEVER, np.int32),
+                    order=rng.permutation(active) if rng.random() < 0.5 else None,
+                )
+            )
+    return steps
+
+
+class Checked:
+    """A planner whose every answer is checked against the contract (DESIGN section 4).
+
+    watched  also check that policies only read what they are shown
+    """
+
+    def __init__(self, policy: Policy, world: World, seed: int = 0, watched: bool = False) -> None:
+        if watched:
+            _watch(policy)
+        self.capacity = world.capacity(policy.cache.scope)
+        self.planner = Planner(policy, world.shape, self.capacity, world.cost, seed=seed, log=True)
+        self.units = world.shape.units
+        self.state = self.planner.state
+        self.memory: dict[int, int] = {s: k for s, k in enumerate(self.state.owner.tolist()) if k >= 0}
+        self.flying: dict[int, Copy] = {}  # by slot
+        self.waiting: list[int] = []  # units of the running GPU plan whose kernel is not done
+        self.to_copy: list[int] = []  # units that still need their demand copy
+        self.copies: list[Copy] = []
+        self.layer = -1
+        self.check()
+
+    # ---- calls -------------------------------------------------------------------------------------
+
+    def begin(self, step: LayerStep) -> LayerPlan:
+        state, self.layer = self.state, step.layer
+        base = step.layer * self.units
+        given = _copied(step)
+        before = self._here()
+        held = state.owner.copy()
+        plan = self.planner.begin(step)
+        assert _same(given, step), "begin changed the layer step"
+        active = set(np.flatnonzero(step.workload).tolist())
+        gpu, cpu = plan.gpu.tolist(), plan.cpu.tolist()
+        assert sorted(gpu + cpu) == sorted(active), "each active unit runs once"
+        assert plan.overlap == self.planner.policy.assignment.overlap
+        w = step.workload
+        assert cpu == sorted(cpu, key=lambda u: (-w[u], u))
+        assert gpu == sorted(gpu, key=lambda u: (-before[base + u], -w[u], u)), "resident, landing, to copy"
+        assert [before[base + u] for u in gpu[len(gpu) - plan.to_copy :]] == [ABSENT] * plan.to_copy
+        assert all(before[base + u] != ABSENT for u in gpu[: len(gpu) - plan.to_copy])
+        # Only staged units of this layer without workload are given up.
+        for key in np.flatnonzero(before != self._here()).tolist():
+            slot = int(np.flatnonzero(held == key)[0])
+            assert state.group[slot] == STAGING
+            assert key // self.units == step.layer
+            assert key - base not in active
+        self.waiting, self.to_copy = gpu, gpu[len(gpu) - plan.to_copy :]
+        assert np.flatnonzero(state.pinned).tolist() == sorted(base + u for u in active)
+        self.check()
+        return plan
+
+    def next_copy(self) -> Copy | None:
+        state, n = self.state, self.state.n
+        before, pinned, demands = self._here(), state.pinned.copy(), n[DEMAND_TAIL] - n[DEMAND_HEAD]
+        assert demands == len(self.to_copy)
+        reusable, owner = int(n[REUSABLE_COUNT]), state.owner.copy()
+        hints = [key for key in state.hint[n[HINT_HEAD] : n[HINT_TAIL]].tolist() if before[key] == ABSENT]
+        possible = self._possible(hints)
+        group = state.group.copy()
+        to_staging = demands > 0 and state.demand_to[n[DEMAND_HEAD]] == STAGING
+        copy = self.planner.next_copy()
+        if copy is None:
+            assert not self.to_copy or (to_staging and reusable == 0), "a demand copy waits without need"
+            assert self.to_copy or not possible, "a prefetch or a swap waits without need"
+            assert np.array_equal(before, self._here())
+            return None
+        key = copy.layer * self.units + copy.unit
+        assert before[key] == ABSENT, "only absent units are copied"
+        assert (state.status[key], state.slot[key]) == (LANDING, copy.slot)
+        if self.to_copy:
+            assert (copy.kind, copy.layer, copy.unit) == (CopyKind.DEMAND, self.layer, self.to_copy.pop(0))
+        else:
+            assert (copy.kind, key) == possible[0]
+            kept = copy.kind == CopyKind.SWAP or n[REUSABLE_COUNT] >= n[RESERVE] >= 1
+            assert kept, "a prefetch takes the reserve of demand copies"
+        staged = copy.kind == CopyKind.PREFETCH or to_staging
+        assert group[copy.slot] == (STAGING if staged else self.capacity.group_of[copy.layer])
+        # What leaves: never what the running layer step needs, but for a staged unit whose kernel is done.
+        for gone in np.flatnonzero((before != ABSENT) & (self._here() == ABSENT)).tolist():
+            was = int(np.flatnonzero(owner == gone)[0])
+            assert before[gone] == RESIDENT, "a unit is taken away before it has landed"
+            done = gone - self.layer * self.units not in self.waiting
+            assert not pinned[gone] or (group[was] == STAGING and done), "a pinned unit is evicted"
+            assert staged == (group[was] == STAGING)
+        self._overwrite(copy)
+        self.copies.append(copy)
+        self.check()
+        return copy
+
+    def _possible(self, hints: list[int]) -> list[tuple[CopyKind, int]]:
+        """The best hint and the oldest swap that could be issued now, first what the policy wants first."""
+        s, n, size = self.state, self.state.n, self.capacity.size
+        found = [(CopyKind.PREFETCH, key) for key in hints[:1] if n[REUSABLE_COUNT] > n[RESERVE]]
+        queued = slice(n[SWAP_HEAD], n[SWAP_TAIL])
+        for incoming, outgoing in zip(s.swap_in[queued].tolist(), s.swap_out[queued].tolist(), strict=True):
+            group = self.capacity.group_of[incoming // self.units]
+            frees = s.status[outgoing] == RESIDENT and s.group[s.slot[outgoing]] == group and not s.pinned[outgoing]
+            fits = s.room[group] + size[outgoing // self.units] >= size[incoming // self.units]
+            if s.status[incoming] == ABSENT and frees and fits:
+                found.append((CopyKind.SWAP, incoming))
+                break
+        return found[::-1] if self.planner.policy.swaps_first else found
+
+    def _overwrite(self, copy: Copy) -> None:
+        assert copy.slot not in self.flying, "two copies into one slot"
+        base = self.layer * self.units
+        needed = {int(self.state.slot[base + unit]) for unit in self.waiting if self.state.slot[base + unit] >= 0}
+        needed.discard(int(self.state.slot[copy.layer * self.units + copy.unit]))
+        assert copy.slot not in needed, "overwritten before its kernel is done"
+        self.memory.pop(copy.slot, None)
+        self.flying[copy.slot] = copy
+
+    def landed(self, copy: Copy) -> None:
+        del self.flying[copy.slot]
+        self.memory[copy.slot] = copy.layer * self.units + copy.unit
+        self.planner.landed(copy)
+        self.check()
+
+    def computed(self, unit: int) -> None:
+        assert self.waiting.pop(0) == unit
+        key = self.layer * self.units + unit
+        assert self.memory[int(self.state.slot[key])] == key, "the kernel read another unit's weights"
+        self.planner.computed(unit)
+        self.check()
+
+    def end(self) -> None:
+        assert not self.waiting
+        assert not self.to_copy
+        before = self._here()
+        self.planner.end()
+        assert not self.state.pinned.any()
+        assert np.all((self._here() == before) | (before != ABSENT)), "end makes nothing resident that was absent"
+        staged = self.state.owner[self.state.staged]
+        staged = staged[staged >= 0]
+        left = staged[(staged // self.units == self.layer) & ~self.state.unwanted[staged]]
+        assert left.size == 0, "units of a layer step that is over keep a staging slot"
+        self.check()
+
+    # ---- the state ---------------------------------------------------------------------------------
+
+    def _here(self) -> np.ndarray:
+        return self.state.status.copy()
+
+    def check(self) -> None:
+        """Slots, owners, memory and stacks tell one story, within the memory there is."""
+        s, capacity, n = self.state, self.capacity, self.state.n
+        here = np.flatnonzero(s.status != ABSENT)
+        assert np.all(s.slot[s.status == ABSENT] == -1)
+        assert np.array_equal(s.owner[s.slot[here]], here)
+        assert np.count_nonzero(s.owner >= 0) == here.size, "a slot without its unit, or a unit in two"
+        for group, slots in enumerate(capacity.slots.tolist()):
+            mine = np.flatnonzero(s.group == group)
+            assert mine.size == slots
+            owners = s.owner[mine]
+            layers = owners[owners >= 0] // self.units
+            assert np.all(capacity.group_of[layers] == group)
+            used = int(capacity.size[layers].sum())
+            assert used <= capacity.room[group]
+            assert s.room[group] == capacity.room[group] - used
+            first, count = int(s.empty_base[group]), int(s.empty_count[group])
+            assert sorted(s.empty[first : first + count].tolist()) == mine[owners < 0].tolist()
+        staged = np.flatnonzero(s.group == STAGING)
+        assert staged.size == self.planner.policy.staging
+        assert sorted(s.staged.tolist()) == staged.tolist()
+        ring = [int(s.reusable[(n[REUSABLE_HEAD] + i) % s.reusable.size]) for i in range(n[REUSABLE_COUNT])]
+        assert sorted(ring) == np.flatnonzero(s.in_reusable).tolist()
+        for slot in staged.tolist():
+            key = int(s.owner[slot])
+            if slot in ring and key >= 0:
+                assert s.pinned[key]
+                assert key - self.layer * self.units not in self.waiting
+            assert slot in ring or key >= 0, "a staging slot is lost"
+        assert np.all(s.status[s.unwanted] == LANDING)
+        # A slot is written to although nobody owns it: never.  A unit is where the planner says: always.
+        for slot, copy in self.flying.items():
+            assert s.owner[slot] == copy.layer * self.units + copy.unit
+        for key in np.flatnonzero(s.status == RESIDENT).tolist():
+            assert self.memory[int(s.slot[key])] == key
+        assert np.count_nonzero(s.status == LANDING) == len(self.flying)
+
+
+def drive(planner: Checked, steps: list[LayerStep], seed: int = 0, depth: int = 2) -> Iterator[None]:
+    """Run `steps`; which report comes next, and how late, is drawn.  At most `depth` copies are under way.
+
+    Yields after every call, so that two runs can be interleaved.  Fails on a deadlock.
+    """
+    rng = np.random.default_rng(seed)
+    lazy = rng.choice([0.2, 0.5, 0.8])  # how often a copy under way is not the next thing to end
+    for step in steps:
+        plan = planner.begin(step)
+        queue = plan.gpu.tolist()
+        yield
+        stuck = False  # the last question was answered by None, and nothing was reported since
+        while queue or rng.random() < 0.3:
+            choices = []
+            if len(planner.flying) < depth and not stuck:
+                choices.append("ask")
+            if planner.flying and (rng.random() > lazy or not choices):
+                choices.append("land")
+            if queue and planner.planner.view.here[queue[0]] == RESIDENT:
+                choices.append("compute")
+            if not choices and queue and not planner.flying:
+                raise AssertionError(f"deadlock: unit {queue[0]} of layer {step.layer} never lands")
+            if not choices:
+                break
+            stuck = _act(planner, str(rng.choice(choices)), queue, rng)
+            yield
+        planner.end()
+        yield
+        for _ in range(int(rng.integers(0, 6))):
+            if planner.flying and rng.random() < 0.5:
+                planner.landed(planner.flying[int(rng.choice(list(planner.flying)))])
+            elif len(planner.flying) < depth:
+                planner.next_copy()
+            yield
+
+
+def _act(planner: Checked, choice: str, queue: list[int], rng: np.random.Generator) -> bool:
+    if choice == "ask":
+        return planner.next_copy() is None
+    if choice == "land":
+        planner.landed(planner.flying[int(rng.choice(list(planner.flying)))])
+    else:
+        planner.computed(queue.pop(0))
+    return False
+
+
+def run(policy: Policy, world: World, seed: int = 0, depth: int = 2, watched: bool = False) -> Checked:
+    """Drive `policy` through all of `world`."""
+    planner = Checked(policy, world, seed, watched)
+    for _ in drive(planner, world.steps, seed, depth):
+        pass
+    return planner
+
+
+def full_log(planner: Planner) -> list[tuple[Any, ...]]:
+    """The planner's log with the calls since its last `end`."""
+    planner._flush_log()
+    assert planner.log is not None
+    return planner.log
+
+
+def decisions(log: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """A log without the layer steps that were fed in: comparable with `==`."""
+    return [(entry[0], *entry[2:]) if entry[0] == "begin" else entry for entry in log]
+
+
+# ---- policies only read ------------------------------------------------------------------------------
+
+MAY_PLACE = {"demand_to", "victim_first", "victim_count", "victims"}
+
+
+def _watch(policy: Policy) -> None:
+    """From now on the objects of `policy` are watched: what a policy may only read must not change."""
+    for part in (policy.assignment, policy.prefetch, policy.cache):
+        for name in ("assign", "rank", "observe", "swaps", "place"):
+            if hasattr(part, name) and name not in vars(part):
+                setattr(part, name, _watched(getattr(part, name), MAY_PLACE if name == "place" else set()))
+
+
+def _watched(method: Callable[..., Any], may: set[str]) -> Callable[..., Any]:
+    def call(view: Any) -> Any:
+        before = _seen(view, may)
+        answer = method(view)
+        after = _seen(view, may)
+        for name, value in before.items():
+            assert np.array_equal(value, after[name]), f"{method.__qualname__} changed {name}"
+        return answer
+
+    return call
+
+
+def _seen(view: Any, may: set[str]) -> dict[str, Any]:
+    seen = {name: value.copy() for name, value in view.state._asdict().items() if name not in may | {"log"}}
+    for name in ("cpu_time", "gpu_time", "workload", "active", "predicted", "router_scores", "next_use"):
+        value = getattr(view, name)
+        seen["view." + name] = None if value is None else value.copy()
+    return seen
+
+
+def _copied(step: LayerStep) -> SimpleNamespace:
+    return SimpleNamespace(**{k: v.copy() if isinstance(v, np.ndarray) else v for k, v in step._asdict().items()})
+
+
+def _same(before: SimpleNamespace, step: LayerStep) -> bool:
+    return all(np.array_equal(value, getattr(step, name)) for name, value in vars(before).items())
