@@ -106,7 +106,7 @@ def run(config: DictConfig, overrides: list[str]) -> None:
         "simpy_us_per_layer_step": median["simpy"] * 1e6,
         "setting": f"{setting.workload.description}, policy {setting.name}, {setting.scene.slots} GPU slots",
         "repeats": repeats,
-        "machine": f"{machine.processor() or machine.machine()}, {os.cpu_count()} cores, Python {machine.python_version()}",
+        "machine": f"{machine.machine()}, {os.cpu_count()} cores, Python {machine.python_version()}",
         "versions": stamp(),
     }
     output.parent.mkdir(parents=True, exist_ok=True)

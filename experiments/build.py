@@ -245,7 +245,7 @@ def with_predictors(scene: Scene, policies: Iterable[Policy], config: DictConfig
     if isinstance(scene.trace, Workload):
         if asked:
             raise InputError(
-                f"trace: found counts only, which hold no predictor ({', '.join(asked)}), expected policies that need none"
+                f"trace: found counts only, without predictor {', '.join(asked)}; expected policies that need none"
             )
         return scene
     trace, notes = scene.trace, list(scene.notes)
@@ -258,8 +258,9 @@ def with_predictors(scene: Scene, policies: Iterable[Policy], config: DictConfig
             raise InputError(f"{found}, expected a recording (or emulate_predictors=true)")
         if source not in recalls:
             raise InputError(f"{found} and no recall is known for {scene.model.name}: +predictor_recall.{source}=SHARE")
-        recall = positive(OmegaConf.create({"predictor_recall": {source: recalls[source]}}),
-                          f"predictor_recall.{source}", most=1)
+        recall = positive(
+            OmegaConf.create({"predictor_recall": {source: recalls[source]}}), f"predictor_recall.{source}", most=1
+        )
         falling = [recall * RECALL_PER_LAYER**h for h in range(ahead)]
         trace = trace.with_predictor(source, falling, np.random.default_rng([scene.seed, len(source)]), ahead)
         notes.append(

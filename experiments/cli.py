@@ -13,7 +13,10 @@ from policies.types import InputError
 VERBS = {
     "compare": ("experiments.compare", "compare policies on one trace, model and machine, in simulated time"),
     "replay": ("experiments.replay", "hits of one cache policy on a trace, without a clock"),
-    "import": ("experiments.importing", "turn a recording in another format into a trace file; statistics of any trace"),
+    "import": (
+        "experiments.importing",
+        "turn a recording in another format into a trace file; statistics of any trace",
+    ),
     "bench": ("experiments.bench", "measure the speed of simulator, planner and replay"),
 }
 HELP = {"-h", "--help"}

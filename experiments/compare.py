@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -30,7 +29,9 @@ def run(config: DictConfig, overrides: list[str]) -> None:
     scene = build.with_predictors(scene, [policy for _, policy in policies], config)
     baseline = build.text(config, "baseline")
     if baseline not in dict(policies):
-        raise InputError(f"baseline: found {baseline!r}, expected one of the policies compared: {', '.join(dict(policies))}")
+        raise InputError(
+            f"baseline: found {baseline!r}, expected one of the policies compared: {', '.join(dict(policies))}"
+        )
     for name, policy in policies:
         check_memory(name, policy, scene)
     workloads = _workloads(scene, config)
@@ -180,7 +181,8 @@ def _notes(scene: build.Scene, policies: list[tuple[str, Policy]], workloads: di
 def working_set_warning(what: str, capacity: int, needed: int) -> str:
     """The warning of a global cache that one step runs through (REFERENCE section 4)."""
     return (
-        f"{what}: a global cache of {capacity} units is below the {needed} that one step uses; a global LRU of that size never hits."
+        f"{what}: a global cache of {capacity} units is below the {needed} that one step uses; "
+        "a global LRU of that size never hits."
     )
 
 
@@ -210,7 +212,9 @@ def _overview(results: pd.DataFrame, phase: str) -> str:
         last = widest.loc[name]
         speeds = [f"{number(mine.at[b, 'tokens_per_s'])} ({mine.at[b, 'speedup']:.2f}x)" for b in batches]
         link = sum(last[f"link_{kind}"] for kind in KINDS)
-        rows.append([name, *speeds, *(share(value) for value in (last["hit_rate"], last["gpu_busy"], last["cpu_busy"], link))])
+        rows.append(
+            [name, *speeds, *(share(value) for value in (last["hit_rate"], last["gpu_busy"], last["cpu_busy"], link))]
+        )
     return table(header, rows)
 
 

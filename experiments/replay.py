@@ -42,14 +42,18 @@ def run(config: DictConfig, overrides: list[str]) -> None:
         for workload in workloads:
             known, origin = build.expert_popularity(trace, workload)
             shape = Shape(workload.layers, workload.units, measure, known)
-            parts.append(replay(workload, cache, capacity, shape, build.whole(config, "seed", 0), lambda step: bar.update()))
+            parts.append(
+                replay(workload, cache, capacity, shape, build.whole(config, "seed", 0), lambda step: bar.update())
+            )
     if cache.fill == "popular":
         notes.append(f"Popularity is measured on {origin}.")
     lookups = Lookups.concatenate(parts)
     if config.save is not None:
         _save(parts, Path(build.text(config, "save")))
-    print(f"{trace.metadata.model}: {type(cache).__name__}, scope {cache.scope}, capacity {capacity_text} "
-          f"({int(capacity.slots.sum())} slots or fewer), {len(workloads)} replay(s) from {cache.fill}")
+    print(
+        f"{trace.metadata.model}: {type(cache).__name__}, scope {cache.scope}, capacity {capacity_text} "
+        f"({int(capacity.slots.sum())} slots or fewer), {len(workloads)} replay(s) from {cache.fill}"
+    )
     for note in notes:
         print(f"Note: {note}")
     rows = [
@@ -64,22 +68,24 @@ def run(config: DictConfig, overrides: list[str]) -> None:
     print(table(["phase", "lookups", "hits", "hit rate"], rows))
 
 
-def parse_capacity(
-    value: Any, scope: str, layers: int, units: int, unit_bytes: np.ndarray | None
-) -> Capacity:
+def parse_capacity(value: Any, scope: str, layers: int, units: int, unit_bytes: np.ndarray | None) -> Capacity:
     """Capacity of a number of units, a share of all units ("25%") or a size ("4000MiB")."""
     if isinstance(value, int) and not isinstance(value, bool):
         return Capacity.in_units(value, scope, layers)
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(%|[KMG]i?B|B)", str(value))
     if match is None:
-        raise InputError(f"cache.capacity: found {value!r}, expected units (1500), a share (25%) or a size (4000MiB, 3.5GB)")
+        raise InputError(
+            f"cache.capacity: found {value!r}, expected units (1500), a share (25%) or a size (4000MiB, 3.5GB)"
+        )
     amount = float(match[1])
     if match[2] == "%":
         if not 0 < amount <= 100:
             raise InputError(f"cache.capacity: found {value!r}, expected a share above 0% and at most 100%")
         return Capacity.in_units(round(amount / 100 * layers * units), scope, layers)
     if unit_bytes is None:
-        raise InputError(f"cache.capacity: found {value!r} but the trace does not say how large an expert is, expected units or a share")
+        raise InputError(
+            f"cache.capacity: found {value!r}, the trace does not say how large an expert is: expected units or a share"
+        )
     return Capacity.in_bytes(round(amount * SUFFIXES[match[2]]), scope, unit_bytes)
 
 

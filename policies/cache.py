@@ -81,8 +81,10 @@ class Cache(ABC):
 
     def _popularity(self) -> Floats:
         if self.shape.popularity is None:
-            raise InputError("cache.fill: found 'popular' but the popularity of the units is not known, expected a "
-                             "trace with sequences left over for calibration")
+            raise InputError(
+                "cache.fill: found 'popular' but the popularity of the units is not known, expected a "
+                "trace with sequences left over for calibration"
+            )
         return self.shape.popularity
 
     def _best(self, score: Floats) -> Ints:
@@ -247,9 +249,7 @@ def _match(
 @kernel
 def _place(raw: Packed, layer: int, score: Floats, entry: Floats) -> None:
     s = unpack(raw)
-    _match(
-        raw, layer, score, entry, s.demand, s.n[N_TO_COPY], s.demand_to, s.victim_first, s.victim_count, s.victims
-    )
+    _match(raw, layer, score, entry, s.demand, s.n[N_TO_COPY], s.demand_to, s.victim_first, s.victim_count, s.victims)
 
 
 @kernel

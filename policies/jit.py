@@ -42,7 +42,7 @@ def _cache_folder() -> Path:
 
 
 CACHE_FOLDER = _cache_folder()
-numba.config.CACHE_DIR = str(CACHE_FOLDER)
+numba.config.CACHE_DIR = str(CACHE_FOLDER)  # type: ignore[attr-defined]
 
 
 def kernel(function: Callable[P, R]) -> Callable[P, R]:
@@ -62,7 +62,7 @@ def pack(arrays: Iterable[NDArray[Any]]) -> Packed:
 
 
 @intrinsic
-def _pointer(typing_context: Any, address: Any) -> Any:  # noqa: ARG001 - numba's signature
+def _pointer(typing_context: Any, address: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
 
@@ -72,4 +72,4 @@ def _pointer(typing_context: Any, address: Any) -> Any:  # noqa: ARG001 - numba'
 @numba.njit(inline="always")
 def array_at(packed: Packed, position: int, dtype: Any) -> Any:
     """Flat array number `position` of `packed`; for use in kernels only."""
-    return numba.carray(_pointer(packed[2 * position]), (packed[2 * position + 1],), dtype)
+    return numba.carray(_pointer(packed[2 * position]), (packed[2 * position + 1],), dtype)  # type: ignore

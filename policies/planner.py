@@ -102,13 +102,10 @@ class Planner:
             raise InputError(f"cost model: found copy times of {believed.copy.size} layers, expected {shape.layers}")
         if capacity.group_of.size != shape.layers:
             raise InputError(f"cache capacity: found {capacity.group_of.size} layers, expected {shape.layers}")
-        for part, rng in zip(
-            (policy.assignment, policy.prefetch, cache), np.random.default_rng(seed).spawn(3), strict=True
-        ):
+        parts: tuple[Any, ...] = (policy.assignment, policy.prefetch, cache)
+        for part, rng in zip(parts, np.random.default_rng(seed).spawn(3), strict=True):
             part.reset(shape, capacity, rng)
-        self.state: State = new_state(
-            capacity, shape.units, policy.staging, policy.swaps_first, LOG_ROWS if log else 0
-        )
+        self.state: State = new_state(capacity, shape.units, policy.staging, policy.swaps_first, LOG_ROWS if log else 0)
         self.raw = pack(self.state)
         self.n = self.state.n
         if not fill(self.raw, cache.initial()):
@@ -125,7 +122,7 @@ class Planner:
         self.log: list[tuple[Any, ...]] | None = [] if log else None
         self._copy_time = believed.copy.tolist()
         self._observers: list[Callable[[LayerView], None]] = [
-            part.observe for part in (policy.assignment, policy.prefetch, cache) if hasattr(part, "observe")
+            part.observe for part in parts if hasattr(part, "observe")
         ]
 
     @property
@@ -199,7 +196,9 @@ class Planner:
         cache = self.policy.cache
         cache.settle(view)
         if not end_step(self.raw, view.layer, cache.swaps(view)):
-            raise ValueError(f"{type(cache).__name__}.swaps: an outgoing unit is not resident in the incoming one's group")
+            raise ValueError(
+                f"{type(cache).__name__}.swaps: an outgoing unit is not resident in the incoming one's group"
+            )
         if self.log is not None:
             self._flush_log()
             self.log.append(("end",))
@@ -220,7 +219,8 @@ class Planner:
 
 def _own(step: LayerStep) -> LayerStep:
     """A copy that survives the driver's reuse of its buffers."""
-    return LayerStep(*(value.copy() if isinstance(value, np.ndarray) else value for value in step))
+    fields: list[Any] = [value.copy() if isinstance(value, np.ndarray) else value for value in step]
+    return LayerStep(*fields)
 
 
 def replay_log(log: list[tuple[Any, ...]], planner: Planner) -> int | None:

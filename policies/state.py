@@ -224,7 +224,7 @@ def _forget(raw: Packed, key: int) -> None:
 @kernel
 def _pop_reusable(raw: Packed) -> int:
     s = unpack(raw)
-    slot = s.reusable[s.n[REUSABLE_HEAD]]
+    slot: int = s.reusable[s.n[REUSABLE_HEAD]]
     s.n[REUSABLE_HEAD] = (s.n[REUSABLE_HEAD] + 1) % s.reusable.size
     s.n[REUSABLE_COUNT] -= 1
     s.in_reusable[slot] = False
@@ -248,7 +248,8 @@ def _take_empty(raw: Packed, layer: int) -> int:
     group = s.group_of[layer]
     s.room[group] -= s.size[layer]
     s.empty_count[group] -= 1
-    return s.empty[s.empty_base[group] + s.empty_count[group]]
+    slot: int = s.empty[s.empty_base[group] + s.empty_count[group]]
+    return slot
 
 
 @kernel
@@ -304,7 +305,8 @@ def keep_staged(raw: Packed, key: int) -> None:
 def stays(raw: Packed, key: int, group: int) -> bool:
     """Whether `key` is resident in a capacity slot of `group`."""
     s = unpack(raw)
-    return s.status[key] == RESIDENT and s.group[s.slot[key]] == group
+    found: bool = s.status[key] == RESIDENT and s.group[s.slot[key]] == group
+    return found
 
 
 @kernel
@@ -315,7 +317,8 @@ def exchangeable(raw: Packed, incoming: int, outgoing: int) -> bool:
     group = s.group_of[incoming // units]
     if not stays(raw, outgoing, group):
         return False
-    return s.room[group] + s.size[outgoing // units] >= s.size[incoming // units]
+    fits: bool = s.room[group] + s.size[outgoing // units] >= s.size[incoming // units]
+    return fits
 
 
 @kernel

@@ -120,9 +120,7 @@ class Shape:
         if self.unit_bytes.shape != (self.layers,) or int(self.unit_bytes.min()) < 1:
             raise InputError(f"unit_bytes: expected {self.layers} positive sizes, found {self.unit_bytes!r}")
         if self.popularity is not None and self.popularity.shape != (self.layers, self.units):
-            raise InputError(
-                f"popularity: found shape {self.popularity.shape}, expected {(self.layers, self.units)}"
-            )
+            raise InputError(f"popularity: found shape {self.popularity.shape}, expected {(self.layers, self.units)}")
 
 
 @dataclass(frozen=True)

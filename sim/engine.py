@@ -147,9 +147,7 @@ def unpack_servers(servers: Packed) -> Servers:
 
 
 @kernel
-def _span(
-    servers: Packed, lane: int, start: float, end: float, layer: int, unit: int, tokens: int, hit: bool
-) -> None:
+def _span(servers: Packed, lane: int, start: float, end: float, layer: int, unit: int, tokens: int, hit: bool) -> None:
     c = unpack_servers(servers)
     if c.i[RECORDING]:
         row = c.i[SPAN_COUNT]
@@ -198,7 +196,6 @@ def _issue(raw: Packed, servers: Packed, layer: int, now: float, contended: bool
 @kernel
 def drain(raw: Packed, servers: Packed, layer: int, until: float) -> None:
     """Let the link work through hints and swaps from `t[NOW]` up to (not including) `until`."""
-    s = unpack(raw)
     c = unpack_servers(servers)
     ask = max(c.t[LINK_FREE], c.t[NOW])
     while ask < until:
@@ -410,7 +407,9 @@ class Engine:
             if recording:
                 self._make_room()
             if not run_layer(state, self._packed, layer, step.workload[layer], step.tokens, overlap):
-                raise RuntimeError(f"step {step.index}, layer {layer}: the planner gives no copy that a GPU unit waits for")
+                raise RuntimeError(
+                    f"step {step.index}, layer {layer}: the planner gives no copy that a GPU unit waits for"
+                )
             planner.end()
             moe_time += clock.item(NOW) - router_done
         metrics[MOE_TIME] += moe_time

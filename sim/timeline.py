@@ -43,7 +43,9 @@ class Spans:
             json.dump({"traceEvents": events, "displayTimeUnit": "ms"}, file)
 
 
-def _event(start: float, end: float, lane: int, step: int, layer: int, unit: int, tokens: int, hit: int) -> dict[str, object]:
+def _event(
+    start: float, end: float, lane: int, step: int, layer: int, unit: int, tokens: int, hit: int
+) -> dict[str, object]:
     dense = unit == DENSE
     colour = _OTHER if dense or lane >= LANE_LINK else _HIT if hit else _MISS
     return {

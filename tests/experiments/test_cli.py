@@ -10,13 +10,13 @@ from experiments import compare
 from experiments.cli import VERBS, main
 
 
-@pytest.fixture()
+@pytest.fixture
 def here(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-@pytest.fixture()
+@pytest.fixture
 def trace_file(here, random_trace) -> Path:
     """A trace that fits model `toy`: see `TOY`."""
     random_trace(layers=3, experts=8, top_k=2, lengths=[20, 24, 30], seed=1).save(here / "toy.safetensors")

@@ -93,9 +93,7 @@ def test_summary_names_inputs_and_stand_ins(folder):
 def test_same_again(toy, folder, tmp_path):
     assert main(["compare", f"trace={toy}", f"output={tmp_path}", *TOY]) == 0
     (again,) = (tmp_path / "compare").iterdir()
-    pd.testing.assert_frame_equal(
-        pd.read_parquet(folder / "steps.parquet"), pd.read_parquet(again / "steps.parquet")
-    )
+    pd.testing.assert_frame_equal(pd.read_parquet(folder / "steps.parquet"), pd.read_parquet(again / "steps.parquet"))
 
 
 def test_every_policy_gets_the_same_memory(toy):
