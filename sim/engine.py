@@ -49,8 +49,8 @@ from traces.workload import Step, Workload
 NEVER = np.inf
 
 # Positions in `Servers.t` (seconds) and `Servers.i`.
-LINK_FREE, LANDS, NOW, JOIN = range(4)
-IN_FLIGHT, SPAN_COUNT, RECORDING, STEP = range(4)
+LINK_FREE, LANDS, NOW, GPU_FREE, CPU_FREE, CPU_BUSY_UNTIL, ARRIVAL, TIMES = range(8)
+IN_FLIGHT, SPAN_COUNT, RECORDING, STEP, GPU_NEXT, CPU_NEXT, REPORTED, NUMBERS = range(8)
 
 # Positions in `Servers.overhead`, the fields of `policies.cost.Overheads` that kernels need.
 ISSUE_GAP, LATENCY, PER_TOKEN, MERGE = range(4)
@@ -208,89 +208,113 @@ def drain(raw: Packed, servers: Packed, layer: int, until: float) -> None:
 
 
 @kernel
+def _start_gpu_jobs(raw: Packed, servers: Packed, layer: int, workload: Ints) -> None:
+    """Start GPU jobs in plan order as long as their units are resident: their times follow without any event."""
+    s = unpack(raw)
+    c = unpack_servers(servers)
+    while c.i[GPU_NEXT] < s.n[N_GPU]:
+        job = c.i[GPU_NEXT]
+        unit = s.gpu[job]
+        if s.status[layer * workload.size + unit] != RESIDENT:
+            break
+        start = max(c.t[GPU_FREE], c.t[ARRIVAL])
+        c.t[GPU_FREE] = c.finish[job] = start + c.gpu[workload[unit]]
+        c.metrics[GPU_BUSY] += c.finish[job] - start
+        hit = job < s.n[N_GPU] - s.n[N_TO_COPY]
+        _span(servers, LANE_GPU, start, c.finish[job], layer, unit, workload[unit], hit)
+        c.i[GPU_NEXT] += 1
+
+
+@kernel
+def _start_cpu_job(raw: Packed, servers: Packed, layer: int, workload: Ints) -> None:
+    """Start the next CPU job as soon as the CPU is free."""
+    s = unpack(raw)
+    c = unpack_servers(servers)
+    unit = s.cpu[c.i[CPU_NEXT]]
+    start = c.t[CPU_FREE]
+    copying = c.i[IN_FLIGHT] != NONE and c.t[LANDS] > start
+    time = c.cpu_contended[workload[unit]] if copying else c.cpu[workload[unit]]
+    _span(servers, LANE_CPU, start, start + time, layer, unit, workload[unit], False)
+    c.metrics[CPU_BUSY] += time
+    c.t[CPU_FREE] = c.t[CPU_BUSY_UNTIL] = start + time
+    c.i[CPU_NEXT] += 1
+
+
+@kernel
+def _serve_link(raw: Packed, servers: Packed, layer: int, ask: float) -> float:
+    """The link is free at `ask`, or what it waits for happens then; when to ask again."""
+    s = unpack(raw)
+    c = unpack_servers(servers)
+    base = layer * (s.status.size // s.group_of.size)
+    if c.i[IN_FLIGHT] != NONE:
+        c.t[ARRIVAL] = c.t[LANDS]
+        _land(raw, servers, ask)
+        if c.i[GPU_NEXT] < s.n[N_GPU] and s.status[base + s.gpu[c.i[GPU_NEXT]]] == RESIDENT:
+            return ask  # a GPU job may start on it, and finish, before `ask`
+    while c.i[REPORTED] < c.i[GPU_NEXT] and c.finish[c.i[REPORTED]] <= ask:
+        computed(raw, base + s.gpu[c.i[REPORTED]])
+        c.i[REPORTED] += 1
+    if _issue(raw, servers, layer, ask, c.t[CPU_BUSY_UNTIL] > ask):
+        return c.t[LINK_FREE]
+    return c.finish[c.i[REPORTED]] if c.i[REPORTED] < c.i[GPU_NEXT] else NEVER
+
+
+@kernel
 def run_layer(raw: Packed, servers: Packed, layer: int, workload: Ints, tokens: int, overlap: bool) -> bool:
     """Carry out the plan that `begin` left in the state, from `t[NOW]` to the join; False on a deadlock."""
     s = unpack(raw)
     c = unpack_servers(servers)
-    base = layer * workload.size
     begin = c.t[NOW]
     n_cpu = s.n[N_CPU]
-    n_gpu = s.n[N_GPU]
     moved = 0
     for i in range(n_cpu):
         moved += workload[s.cpu[i]]
-    transfer = c.overhead[LATENCY] + min(moved, tokens) * c.overhead[PER_TOKEN]
-    cpu_next = 0  # first CPU job not started
-    cpu_free = begin + transfer if n_cpu > 0 else begin
-    cpu_end = begin  # end of the CPU job that runs
-    gpu_next = 0  # first GPU job whose finish is not known
-    reported = 0  # GPU jobs reported as computed
-    gpu_free = begin
-    arrival = begin  # when the unit of GPU job `gpu_next` became resident
-    ask = max(c.t[LINK_FREE], begin)
+    transfer = c.overhead[LATENCY] + min(moved, tokens) * c.overhead[PER_TOKEN] if n_cpu > 0 else 0.0
+    c.t[GPU_FREE] = c.t[ARRIVAL] = c.t[CPU_BUSY_UNTIL] = begin
+    c.t[CPU_FREE] = begin + transfer
+    c.i[GPU_NEXT] = c.i[CPU_NEXT] = c.i[REPORTED] = 0
+    cpu_work = c.metrics[CPU_BUSY]
     cpu_waits = not overlap and n_cpu > 0
-    cpu_work = 0.0
+    ask = max(c.t[LINK_FREE], begin)
     while True:
-        # GPU jobs whose unit is resident: their times follow without any event.
-        while gpu_next < n_gpu and s.status[base + s.gpu[gpu_next]] == RESIDENT:
-            unit = s.gpu[gpu_next]
-            start = max(gpu_free, arrival)
-            gpu_free = start + c.gpu[workload[unit]]
-            c.finish[gpu_next] = gpu_free
-            c.metrics[GPU_BUSY] += gpu_free - start
-            hit = gpu_next < n_gpu - s.n[N_TO_COPY]
-            _span(servers, LANE_GPU, start, gpu_free, layer, unit, workload[unit], hit)
-            gpu_next += 1
-        if cpu_waits and gpu_next == n_gpu:
+        _start_gpu_jobs(raw, servers, layer, workload)
+        gpu_known = c.i[GPU_NEXT] == s.n[N_GPU]
+        if cpu_waits and gpu_known:
             cpu_waits = False
-            cpu_free = gpu_free + transfer
-        cpu_ready = cpu_free if cpu_next < n_cpu and not cpu_waits else NEVER
-        if cpu_next == n_cpu and gpu_next == n_gpu:
-            join = max(gpu_free, cpu_free + transfer + c.overhead[MERGE]) if n_cpu > 0 else gpu_free
+            c.t[CPU_FREE] = c.t[GPU_FREE] + transfer
+        if gpu_known and c.i[CPU_NEXT] == n_cpu:
+            join = c.t[GPU_FREE]
+            if n_cpu > 0:
+                join = max(join, c.t[CPU_FREE] + transfer + c.overhead[MERGE])
             if ask >= join:
                 break
-        if cpu_ready <= ask:
-            if cpu_ready == NEVER:
-                return False
-            unit = s.cpu[cpu_next]
-            copying = c.i[IN_FLIGHT] != NONE and c.t[LANDS] > cpu_ready
-            time = c.cpu_contended[workload[unit]] if copying else c.cpu[workload[unit]]
-            _span(servers, LANE_CPU, cpu_ready, cpu_ready + time, layer, unit, workload[unit], False)
-            cpu_work += time
-            cpu_free = cpu_ready + time
-            cpu_end = cpu_free
-            cpu_next += 1
-            continue
-        # The link is free at `ask`, or something it waits for happens then: tell the planner all up to it.
-        # A copy that GPU job `gpu_next` waits for landed at LANDS, before the link was free again.
-        if c.i[IN_FLIGHT] != NONE:
-            arrival = c.t[LANDS]
-            _land(raw, servers, ask)
-            if gpu_next < n_gpu and s.status[base + s.gpu[gpu_next]] == RESIDENT:
-                continue  # its finish time may precede `ask`
-        while reported < gpu_next and c.finish[reported] <= ask:
-            computed(raw, base + s.gpu[reported])
-            reported += 1
-        if _issue(raw, servers, layer, ask, cpu_end > ask):
-            ask = c.t[LINK_FREE]
+        if c.i[CPU_NEXT] < n_cpu and not cpu_waits and c.t[CPU_FREE] <= ask:
+            _start_cpu_job(raw, servers, layer, workload)
+        elif ask == NEVER:
+            return False
         else:
-            ask = c.finish[reported] if reported < gpu_next else NEVER
-    while reported < n_gpu:
-        computed(raw, base + s.gpu[reported])
-        reported += 1
+            ask = _serve_link(raw, servers, layer, ask)
+    for job in range(c.i[REPORTED], s.n[N_GPU]):
+        computed(raw, layer * workload.size + s.gpu[job])
     _land(raw, servers, join)
-    gpu_work = gpu_free - begin
-    longest = max(gpu_work, cpu_free - begin)
-    c.metrics[CPU_BUSY] += cpu_work
+    _count(raw, servers, c.t[GPU_FREE] - begin, c.metrics[CPU_BUSY] - cpu_work)
+    c.t[NOW] = join
+    return True
+
+
+@kernel
+def _count(raw: Packed, servers: Packed, gpu_time: float, cpu_time: float) -> None:
+    """Add a layer step to the metrics."""
+    s = unpack(raw)
+    c = unpack_servers(servers)
     c.metrics[M_LOOKUPS] += s.n[N_ACTIVE]
     c.metrics[M_HITS] += s.n[HITS]
     c.metrics[M_LATE] += s.n[LATE]
     c.metrics[M_STAGED] += s.n[IN_STAGING]
-    c.metrics[M_GPU_UNITS] += n_gpu
-    c.metrics[M_CPU_UNITS] += n_cpu
-    c.metrics[M_IMBALANCE] += abs(gpu_work - (cpu_free - begin)) / longest if longest > 0 else 0.0
-    c.t[NOW] = join
-    return True
+    c.metrics[M_GPU_UNITS] += s.n[N_GPU]
+    c.metrics[M_CPU_UNITS] += s.n[N_CPU]
+    longest = max(gpu_time, cpu_time)
+    c.metrics[M_IMBALANCE] += abs(gpu_time - cpu_time) / longest if longest > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -322,8 +346,8 @@ class Engine:
         self.planner = planner
         self.charged = charged
         self._servers = Servers(
-            t=np.zeros(4),
-            i=np.array([NONE, 0, 0, 0], np.int64),
+            t=np.zeros(TIMES),
+            i=np.array([NONE] + [0] * (NUMBERS - 1), np.int64),
             cpu=charged.cpu,
             cpu_contended=charged.cpu_contended,
             gpu=charged.gpu,

@@ -117,8 +117,8 @@ class Checked:
         self.flying: dict[int, Copy] = {}  # by slot
         self.waiting: list[int] = []  # units of the running GPU plan whose kernel is not done
         self.to_copy: list[int] = []  # units that still need their demand copy
-        self.copies: list[Copy] = []
         self.layer = -1
+        self.running = False
         self.check()
 
     # ---- calls -------------------------------------------------------------------------------------
@@ -130,6 +130,7 @@ class Checked:
         before = self._here()
         held = state.owner.copy()
         plan = self.planner.begin(step)
+        self.running = True
         assert _same(given, step), "begin changed the layer step"
         active = set(np.flatnonzero(step.workload).tolist())
         gpu, cpu = plan.gpu.tolist(), plan.cpu.tolist()
@@ -152,17 +153,15 @@ class Checked:
         return plan
 
     def next_copy(self) -> Copy | None:
-        state, n = self.state, self.state.n
-        before, pinned, demands = self._here(), state.pinned.copy(), n[DEMAND_TAIL] - n[DEMAND_HEAD]
-        assert demands == len(self.to_copy)
-        reusable, owner = int(n[REUSABLE_COUNT]), state.owner.copy()
-        hints = [key for key in state.hint[n[HINT_HEAD] : n[HINT_TAIL]].tolist() if before[key] == ABSENT]
-        possible = self._possible(hints)
-        group = state.group.copy()
-        to_staging = demands > 0 and state.demand_to[n[DEMAND_HEAD]] == STAGING
+        state, n, before = self.state, self.state.n, self._here()
+        assert n[DEMAND_TAIL] - n[DEMAND_HEAD] == len(self.to_copy)
+        possible = self._possible()
+        blocked = n[REUSABLE_COUNT] == 0
+        owner, group = state.owner.copy(), state.group.copy()
+        staged = bool(self.to_copy) and state.demand_to[n[DEMAND_HEAD]] == STAGING
         copy = self.planner.next_copy()
         if copy is None:
-            assert not self.to_copy or (to_staging and reusable == 0), "a demand copy waits without need"
+            assert not self.to_copy or (staged and blocked), "a demand copy waits without need"
             assert self.to_copy or not possible, "a prefetch or a swap waits without need"
             assert np.array_equal(before, self._here())
             return None
@@ -173,25 +172,30 @@ class Checked:
             assert (copy.kind, copy.layer, copy.unit) == (CopyKind.DEMAND, self.layer, self.to_copy.pop(0))
         else:
             assert (copy.kind, key) == possible[0]
-            kept = copy.kind == CopyKind.SWAP or n[REUSABLE_COUNT] >= n[RESERVE] >= 1
-            assert kept, "a prefetch takes the reserve of demand copies"
-        staged = copy.kind == CopyKind.PREFETCH or to_staging
+            staged = copy.kind == CopyKind.PREFETCH
+            assert not staged or n[REUSABLE_COUNT] >= n[RESERVE] >= 1, "a prefetch takes the reserve of demand copies"
         assert group[copy.slot] == (STAGING if staged else self.capacity.group_of[copy.layer])
-        # What leaves: never what the running layer step needs, but for a staged unit whose kernel is done.
         for gone in np.flatnonzero((before != ABSENT) & (self._here() == ABSENT)).tolist():
-            was = int(np.flatnonzero(owner == gone)[0])
             assert before[gone] == RESIDENT, "a unit is taken away before it has landed"
-            done = gone - self.layer * self.units not in self.waiting
-            assert not pinned[gone] or (group[was] == STAGING and done), "a pinned unit is evicted"
-            assert staged == (group[was] == STAGING)
+            assert staged == (group[owner == gone] == STAGING).all()
+            self._may_leave(gone, copy.kind, staged)
+        assert not self.running or copy.kind != CopyKind.SWAP or copy.layer != self.layer, "a stale swap"
         self._overwrite(copy)
-        self.copies.append(copy)
         self.check()
         return copy
 
-    def _possible(self, hints: list[int]) -> list[tuple[CopyKind, int]]:
+    def _may_leave(self, key: int, kind: CopyKind, staged: bool) -> None:
+        """Nothing leaves that the running layer step needs, but a staged unit whose kernel is done."""
+        if not self.running or key // self.units != self.layer:
+            return
+        assert kind != CopyKind.SWAP, "a stale swap"
+        done = key - self.layer * self.units not in self.waiting
+        assert not self.state.pinned[key] or (staged and done), "a pinned unit is evicted"
+
+    def _possible(self) -> list[tuple[CopyKind, int]]:
         """The best hint and the oldest swap that could be issued now, first what the policy wants first."""
         s, n, size = self.state, self.state.n, self.capacity.size
+        hints = [key for key in s.hint[n[HINT_HEAD] : n[HINT_TAIL]].tolist() if s.status[key] == ABSENT]
         found = [(CopyKind.PREFETCH, key) for key in hints[:1] if n[REUSABLE_COUNT] > n[RESERVE]]
         queued = slice(n[SWAP_HEAD], n[SWAP_TAIL])
         for incoming, outgoing in zip(s.swap_in[queued].tolist(), s.swap_out[queued].tolist(), strict=True):
@@ -230,6 +234,7 @@ class Checked:
         assert not self.to_copy
         before = self._here()
         self.planner.end()
+        self.running = False
         assert not self.state.pinned.any()
         assert np.all((self._here() == before) | (before != ABSENT)), "end makes nothing resident that was absent"
         staged = self.state.owner[self.state.staged]

@@ -325,7 +325,7 @@ def test_global_window_exchanges_across_layers_after_the_last_one():
 
 
 def test_only_exchanges_change_what_stays():
-    planner = make(WorkloadAware(fill="popular", w_size=4), 2)  # every unit on the GPU
+    planner = make(WorkloadAware(fill="popular", w_size=4, u_size=2), 2)  # every unit on the GPU
     for step in range(3):
         assert [copy.unit for copy in play(planner, [1, 1, 3, 2], step=step)] == [2, 3]
         assert resident(planner) == [0, 1]

@@ -33,7 +33,7 @@ from policies.prefetch import (
     RandomPrefetch,
 )
 from policies.state import N_TO_COPY, STAGING, STAY
-from policies.types import AssignmentPolicy, CachePolicy, Capacity, InputError, PrefetchPolicy, Shape
+from policies.types import AssignmentPolicy, CachePolicy, Capacity, InputError, LayerStep, PrefetchPolicy, Shape
 
 CONF = Path(__file__).parents[2] / "conf"
 KINDS = ("assignment", "prefetch", "cache")
@@ -154,7 +154,10 @@ EXTREME: dict[str, list[Callable[[], Any]]] = {
 
 
 def _every(kind: str) -> dict[str, Callable[[], Any]]:
-    found = {path.stem: lambda name=path.stem: instantiate(_config(kind, name)) for path in sorted((CONF / kind).glob("*.yaml"))}
+    found = {
+        path.stem: lambda name=path.stem: instantiate(_config(kind, name))
+        for path in sorted((CONF / kind).glob("*.yaml"))
+    }
     assert found, f"no policy in conf/{kind}"
     return found | {f"extreme {i}": make for i, make in enumerate(EXTREME[kind])}
 
@@ -176,7 +179,9 @@ def _with_partners(kind: str, name: str, seed: int, staging: int) -> Policy:
     """The policy under test, and one drawn of each other kind."""
     rng = np.random.default_rng(seed)
     names = {other: name if other == kind else str(rng.choice(sorted(EVERY[other]))) for other in KINDS}
-    return Policy("test", **{other: EVERY[other][names[other]]() for other in KINDS}, staging=staging, swaps_first=seed % 2 > 0)
+    return Policy(
+        "test", **{other: EVERY[other][names[other]]() for other in KINDS}, staging=staging, swaps_first=seed % 2 > 0
+    )
 
 
 @functools.cache
@@ -219,9 +224,7 @@ def test_two_planners_share_nothing(kind, name):
         Checked(_with_partners(kind, name, seed, world.staging), world, seed)
         for seed, world in zip(seeds, worlds, strict=True)
     ]
-    runs = [
-        drive(planner, world.steps, seed) for planner, world, seed in zip(planners, worlds, seeds, strict=True)
-    ]
+    runs = [drive(planner, world.steps, seed) for planner, world, seed in zip(planners, worlds, seeds, strict=True)]
     while runs:
         runs = [calls for calls in runs if next(calls, "over") != "over"]
     for planner, seed in zip(planners, seeds, strict=True):
@@ -280,9 +283,7 @@ def test_cache_yaml_names_every_hyper_parameter(name):
 
 # ---- the compiled loops and the plain ones -----------------------------------------------------------
 
-SCORED = {
-    name: make for name, make in EVERY["cache"].items() if isinstance(make(), ScoreCache)
-}
+SCORED = {name: make for name, make in EVERY["cache"].items() if isinstance(make(), ScoreCache)}
 
 
 def _placed(state):
@@ -382,8 +383,6 @@ def test_report_of_another_copy_is_found_at_the_next_answer():
         policy = Policy("test", AllGPU(), NoPrefetch(), Static(fill="empty"), staging=2)
         shape = Shape(1, 3, np.ones(1, np.int64))
         return Planner(policy, shape, Capacity.in_units(1, "layer", 1), cost_model(1), log=True)
-
-    from policies.types import LayerStep
 
     driver = planner()
     plan = driver.begin(LayerStep(0, 0, 3, np.array([1, 1, 1], np.int32)))

@@ -77,7 +77,9 @@ def test_inactive_units_cost_nothing():
 
 def test_paper_makespan_sums_the_larger_of_copy_and_compute():
     here = [RESIDENT, LANDING, ABSENT, ABSENT, ABSENT]
-    view = make_view(here, [1, 1, 1, 1, 1], cpu_time=[1, 1, 1, 2, 4], gpu_time=[0.5, 0.25, 9.0, 2.0, 1.0], copy_time=3.0)
+    view = make_view(
+        here, [1, 1, 1, 1, 1], cpu_time=[1, 1, 1, 2, 4], gpu_time=[0.5, 0.25, 9.0, 2.0, 1.0], copy_time=3.0
+    )
     # GPU: 0.5 (resident) + 0.25 (landing: its copy is paid for) + max(3, 9) + max(3, 2) = 12.75; CPU: 4
     assert paper_makespan(view, mask(view, 0, 1, 2, 3)) == 12.75
     # GPU: 0.5; CPU: 1 + 1 + 2 + 4
