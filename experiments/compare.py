@@ -20,6 +20,7 @@ from traces.workload import Workload
 
 PHASES = ("prefill", "decode")
 KINDS = ("demand", "prefetch", "swap")
+DRAWN_LAYERS = 3
 
 
 def run(config: DictConfig, overrides: list[str]) -> None:
@@ -49,9 +50,9 @@ def run(config: DictConfig, overrides: list[str]) -> None:
                 for name, policy in policies:
                     bar.set_postfix_str(f"batch {batch}, {name}")
                     simulations[name, batch] = simulate(scene, policy, workload, recorded, bar)
-        for (name, batch), simulation in simulations.items():
-            if batch == shown:
-                simulation.spans.save(place / f"{_file_name(name)}.timeline.json.gz", name)
+        spans = {name: simulation.spans for (name, batch), simulation in simulations.items() if batch == shown}
+        for name, each in spans.items():
+            each.save(place / f"{_file_name(name)}.timeline.json.gz", name)
         results = pd.DataFrame(
             [
                 {"policy": name, "batch": batch, "phase": phase, **summarise(simulation, phase)}
@@ -70,17 +71,20 @@ def run(config: DictConfig, overrides: list[str]) -> None:
         ).to_parquet(place / "steps.parquet", index=False)
         title = f"{scene.model.name} on {scene.platform.name}, {_memory(scene)}"
         figures.save_all(results, baseline, title, place)
+        drawn = list(figures.NAMES)
+        if recorded := recorded_steps(workloads[shown], config):
+            figures.timeline(spans, recorded[-1], DRAWN_LAYERS, f"{title}, batch {shown}", place)
+            drawn.append(figures.TIMELINE)
         overview = "\n\n".join(
             f"{phase.capitalize()}, tokens/s (times {baseline})\n\n{_overview(results, phase)}"
             for phase in PHASES
             if phase in set(results["phase"])
         )
         lines = _inputs(scene, workloads)
-        (place / "summary.md").write_text(_summary(title, lines, notes, overview, results), encoding="utf-8")
+        (place / "summary.md").write_text(_summary(title, [*lines, *notes], overview, drawn, results), encoding="utf-8")
         final = finished(place)
     print("\n".join([title, *lines, *(f"Note: {note}" for note in notes), "", overview, "", f"Results: {final}"]))
-    print("Figures: " + ", ".join(str(final / name) for name in figures.NAMES))
-    print(f"Timelines: {final}/*.timeline.json.gz (open in ui.perfetto.dev)")
+    print(f"Figures there: {', '.join(drawn)}; timelines, for ui.perfetto.dev: *.timeline.json.gz")
 
 
 def check_memory(name: str, policy: Policy, scene: build.Scene) -> None:
@@ -236,14 +240,14 @@ def _details(results: pd.DataFrame, phase: str) -> str:
     return table(header, rows)
 
 
-def _summary(title: str, inputs: list[str], notes: list[str], overview: str, results: pd.DataFrame) -> str:
+def _summary(title: str, inputs: list[str], overview: str, drawn: list[str], results: pd.DataFrame) -> str:
     phases = [phase for phase in PHASES if phase in set(results["phase"])]
     parts = [
         f"# {title}",
-        "\n".join(f"- {line}" for line in [*inputs, *notes]),
+        "\n".join(f"- {line}" for line in inputs),
         "Busy shares and hits of the overview are those of the largest batch.",
         overview,
-        "\n\n".join(f"![{name}]({name})" for name in figures.NAMES),
+        "\n\n".join(f"![{name}]({name})" for name in drawn),
         *(f"## {phase.capitalize()} in full\n\n{_details(results, phase)}" for phase in phases),
         stamp(),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,16 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from sim.timeline import DENSE, LANE_CPU, LANE_LINK, Spans
 
 # Okabe and Ito's palette, which readers with any colour vision can tell apart.
 BATCH_COLOURS = ("#56B4E9", "#0072B2", "#003B5C", "#009E73", "#E69F00", "#CC79A7")
 GPU, CPU, DEMAND, PREFETCH, SWAP = "#009E73", "#E69F00", "#D55E00", "#56B4E9", "#CC79A7"
+OTHER = "#BBBBBB"
 NAMES = ("speedup.png", "busy.png", "hit_rate.png")
+TIMELINE = "timeline.png"
 
 
 def save_all(results: pd.DataFrame, baseline: str, title: str, place: Path) -> None:
@@ -71,6 +77,51 @@ def busy(results: pd.DataFrame, baseline: str) -> Figure:
         row[0].set_ylabel("busy, % of the time")
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     return figure
+
+
+def timeline(spans: Mapping[str, Spans], step: int, layers: int, title: str, place: Path) -> None:
+    """Write `TIMELINE`: what GPU, CPU and link do in the first `layers` layers of a step, a panel for each policy.
+
+    A panel is as long as those layers take under its policy, so that their lengths compare.
+    """
+    figure = Figure(figsize=(11, 0.6 + 0.85 * len(spans)), layout="constrained", dpi=130)
+    panels = figure.subplots(len(spans), 1, squeeze=False, sharex=True)[:, 0]
+    for axes, (policy, shown) in zip(panels, spans.items(), strict=True):
+        _lanes(axes, shown, step, layers)
+        axes.set_title(policy, fontsize=8, loc="left", pad=2)
+    panels[-1].set_xlabel(f"ms since step {step} began")
+    legend = {
+        "resident": GPU,
+        "copied for this": DEMAND,
+        "prefetch": PREFETCH,
+        "swap": SWAP,
+        "on the CPU": CPU,
+        "dense": OTHER,
+    }
+    figure.legend(
+        [Patch(color=colour) for colour in legend.values()], legend, loc="outside lower center", ncols=6, frameon=False
+    )
+    figure.suptitle(title, fontsize=10)
+    FigureCanvasAgg(figure).print_png(str(place / TIMELINE))
+
+
+def _lanes(axes: Axes, spans: Spans, step: int, layers: int) -> None:
+    lane, owner, layer, unit, _, hit = spans.what.T
+    run = (owner == step) & (lane < LANE_LINK) & (layer < layers)
+    start, end = spans.time[run].min(), spans.time[run].max()
+    shown = run | ((lane >= LANE_LINK) & (spans.time[:, 1] > start) & (spans.time[:, 0] < end))
+    for row in np.flatnonzero(shown):
+        if lane[row] >= LANE_LINK:
+            colour = (DEMAND, PREFETCH, SWAP)[lane[row] - LANE_LINK]
+        elif unit[row] == DENSE:
+            colour = OTHER
+        else:
+            colour = CPU if lane[row] == LANE_CPU else GPU if hit[row] else DEMAND
+        left, right = 1e3 * (np.clip(spans.time[row], start, end) - start)
+        axes.barh(min(lane[row], LANE_LINK), right - left, 0.8, left, color=colour, edgecolor="white", linewidth=0.12)
+    axes.set_yticks(range(3), ["GPU", "CPU", "link"], fontsize=7)
+    axes.set_ylim(2.6, -0.6)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _phases(results: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:

@@ -200,6 +200,7 @@ def _match(
     layer: int,
     score: Floats,
     entry: Floats,
+    own_too: bool,
     enter: Ints,
     n: int,
     to: Ints,
@@ -210,6 +211,7 @@ def _match(
     """Which of the units `enter[:n]` stay (`to`), each after victims[first : first + count] left.
 
     With `entry` scores given, units enter highest first and only past victims that score lower.
+    own_too: units of the running layer step may be victims.
     """
     s = unpack(raw)
     units = s.status.size // s.group_of.size
@@ -220,7 +222,7 @@ def _match(
         smallest = need
         for size in s.size:
             smallest = min(smallest, size)
-        found = _lowest(raw, layer, score, (n * need - room + smallest - 1) // smallest, False, victims)
+        found = _lowest(raw, layer, score, (n * need - room + smallest - 1) // smallest, own_too, victims)
     done = np.zeros(n, np.bool_)
     used = 0
     for turn in range(n):
@@ -243,17 +245,24 @@ def _match(
         first[i] = used
         count[i] = last - used
         used = last
-        room = after - need
+        # Entry scores match units in another order than they are copied in: what their victims leave stays free.
+        room = after - need if entry.size == 0 or count[i] == 0 else 0
 
 
 @kernel
-def _place(raw: Packed, layer: int, score: Floats, entry: Floats) -> None:
+def _place(raw: Packed, layer: int, score: Floats, entry: Floats, own_too: bool) -> None:
     s = unpack(raw)
-    _match(raw, layer, score, entry, s.demand, s.n[N_TO_COPY], s.demand_to, s.victim_first, s.victim_count, s.victims)
+    n = s.n[N_TO_COPY]
+    _match(raw, layer, score, entry, own_too, s.demand, n, s.demand_to, s.victim_first, s.victim_count, s.victims)
+    for i in range(n):
+        if s.demand_to[i] == STAY:
+            for key in s.victims[s.victim_first[i] : s.victim_first[i] + s.victim_count[i]]:
+                if s.pinned[key]:  # still to be computed: `_settle` lets the two change places
+                    s.demand_to[i] = STAGING
 
 
 @kernel
-def _settle(raw: Packed, layer: int, score: Floats, entry: Floats) -> None:
+def _settle(raw: Packed, layer: int, score: Floats, entry: Floats, own_too: bool) -> None:
     s = unpack(raw)
     units = s.status.size // s.group_of.size
     enter = np.empty(s.staged.size, np.int32)
@@ -269,7 +278,7 @@ def _settle(raw: Packed, layer: int, score: Floats, entry: Floats) -> None:
     first = np.empty(n, np.int32)
     count = np.empty(n, np.int32)
     # Every demand copy of this layer step is issued: its list of victims may be used again.
-    _match(raw, layer, score, entry, enter, n, to, first, count, s.victims)
+    _match(raw, layer, score, entry, own_too, enter, n, to, first, count, s.victims)
     for i in range(n):
         if to[i] == STAY:
             for j in range(first[i], first[i] + count[i]):
@@ -282,9 +291,11 @@ class ScoreCache(Cache):
 
     ENTRY  "always": a copied unit takes the place of the lowest score; "scored": only where its own
            entry score (`entry`) is higher; "never": nothing enters but by `swaps`
+    OWN_VICTIMS  whether a unit of the layer step that has just ended may make room for another one
     """
 
     ENTRY: ClassVar[str] = "always"
+    OWN_VICTIMS: ClassVar[bool] = False
 
     def reset(self, shape: Shape, capacity: Capacity, rng: np.random.Generator) -> None:
         """Start afresh with all scores 0."""
@@ -308,12 +319,12 @@ class ScoreCache(Cache):
     def place(self, view: LayerView) -> None:
         """`Cache.place`, compiled."""
         if self.ENTRY != "never":
-            _place(view.raw, view.layer, self.score, self.entry(view))
+            _place(view.raw, view.layer, self.score, self.entry(view), self.OWN_VICTIMS)
 
     def settle(self, view: LayerView) -> None:
         """`Cache.settle`, compiled."""
         if self.ENTRY != "never":
-            _settle(view.raw, view.layer, self.score, self.entry(view))
+            _settle(view.raw, view.layer, self.score, self.entry(view), self.OWN_VICTIMS)
 
 
 class Static(ScoreCache):
@@ -511,12 +522,16 @@ def _next_uses(score: Floats, entry: Floats, layer: int, layers: int, next_use: 
 
 
 class Belady(ScoreCache):
-    """Keep what is used soonest: the offline optimum in misses, for units of equal size.
+    """Keep what is used soonest: from an empty start and for units of equal size the fewest misses.
 
-    A unit enters only if it is used again sooner than the victim.
+    A unit enters only if it is used again sooner than the victim, which may be a unit of the same layer
+    step: the two change places when that has ended.  This is optimal among caches that take in only what
+    is looked up (swaps may bring in anything), and as long as staging holds what is to change places:
+    `sim.replay` sees to that, a simulation has the slots it has.
     """
 
     ENTRY = "scored"
+    OWN_VICTIMS = True
     needs_next_use = True
 
     def reset(self, shape: Shape, capacity: Capacity, rng: np.random.Generator) -> None:

@@ -6,7 +6,7 @@ A layer step, from when the previous one is joined:
 
 CPU jobs run in plan order after the activations have crossed; GPU jobs in plan order, each once its unit
 has landed; the link asks the planner for the next copy whenever it is free, also while the dense part
-runs.  A CPU job that starts while a copy is under way, and a copy that starts while the CPU computes, are
+runs and between two steps.  A CPU job that starts while a copy is under way, and a copy that starts while the CPU computes, are
 charged the contended time.  When a CPU job and a copy could start at the same moment the CPU job is first.
 
 FIFO servers need no event heap: a job starts at max(its ready time, its server's free time).
@@ -172,6 +172,25 @@ def _land(raw: Packed, servers: Packed, now: float) -> None:
 
 
 @kernel
+def _tell(raw: Packed, servers: Packed, layer: int, now: float) -> None:
+    """Report what happened by `now` in order of time: GPU jobs done, and the landing; at a draw that is first.
+
+    The order counts: it is the order in which staging slots are used again.
+    """
+    s = unpack(raw)
+    c = unpack_servers(servers)
+    base = layer * (s.status.size // s.group_of.size)
+    if c.i[IN_FLIGHT] != NONE and c.t[LANDS] <= now:
+        while c.i[REPORTED] < c.i[GPU_NEXT] and c.finish[c.i[REPORTED]] < c.t[LANDS]:
+            computed(raw, base + s.gpu[c.i[REPORTED]])
+            c.i[REPORTED] += 1
+        _land(raw, servers, now)
+    while c.i[REPORTED] < c.i[GPU_NEXT] and c.finish[c.i[REPORTED]] <= now:
+        computed(raw, base + s.gpu[c.i[REPORTED]])
+        c.i[REPORTED] += 1
+
+
+@kernel
 def _issue(raw: Packed, servers: Packed, layer: int, now: float, contended: bool) -> bool:
     """Ask for a copy and start it at `now`; False if there is none."""
     s = unpack(raw)
@@ -248,15 +267,13 @@ def _serve_link(raw: Packed, servers: Packed, layer: int, ask: float) -> float:
     base = layer * (s.status.size // s.group_of.size)
     if c.i[IN_FLIGHT] != NONE:
         c.t[ARRIVAL] = c.t[LANDS]
-        _land(raw, servers, ask)
-        if c.i[GPU_NEXT] < s.n[N_GPU] and s.status[base + s.gpu[c.i[GPU_NEXT]]] == RESIDENT:
-            return ask  # a GPU job may start on it, and finish, before `ask`
-    while c.i[REPORTED] < c.i[GPU_NEXT] and c.finish[c.i[REPORTED]] <= ask:
-        computed(raw, base + s.gpu[c.i[REPORTED]])
-        c.i[REPORTED] += 1
+    _tell(raw, servers, layer, ask)
+    if c.i[GPU_NEXT] < s.n[N_GPU] and s.status[base + s.gpu[c.i[GPU_NEXT]]] == RESIDENT:
+        return ask  # a GPU job may start on what landed, and finish, before `ask`
     if _issue(raw, servers, layer, ask, c.t[CPU_BUSY_UNTIL] > ask):
         return c.t[LINK_FREE]
-    return c.finish[c.i[REPORTED]] if c.i[REPORTED] < c.i[GPU_NEXT] else NEVER
+    again: float = c.finish[c.i[REPORTED]] if c.i[REPORTED] < c.i[GPU_NEXT] else NEVER
+    return again
 
 
 @kernel
@@ -294,9 +311,7 @@ def run_layer(raw: Packed, servers: Packed, layer: int, workload: Ints, tokens: 
             return False
         else:
             ask = _serve_link(raw, servers, layer, ask)
-    for job in range(c.i[REPORTED], s.n[N_GPU]):
-        computed(raw, layer * workload.size + s.gpu[job])
-    _land(raw, servers, join)
+    _tell(raw, servers, layer, join)
     _count(raw, servers, c.t[GPU_FREE] - begin, c.metrics[CPU_BUSY] - cpu_work)
     c.t[NOW] = join
     return True
@@ -438,7 +453,9 @@ class Engine:
             moe_time += clock.item(NOW) - router_done
         metrics[MOE_TIME] += moe_time
         metrics[GPU_BUSY] += dense * planner.shape.layers + outside
-        clock[NOW] += outside
+        if recording:
+            self._make_room()
+        drain(state, self._packed, planner.shape.layers - 1, clock.item(NOW) + outside)
 
     def _record_dense(self, layer: int, start: float, end: float, tokens: int) -> None:
         row = int(self._servers.i[SPAN_COUNT])

@@ -103,7 +103,9 @@ def replay(
     `capacity` is all there is: misses that do not stay pass through without taking room.  `progress` is
     called with the number of each step done.
     """
-    policy = Policy(type(cache).__name__, AllGPU(), NoPrefetch(), cache)
+    # Belady may let any unit of the layer step stay, whatever the order of their copies.
+    staging = max(2, shape.units) if cache.needs_next_use else 2
+    policy = Policy(type(cache).__name__, AllGPU(), NoPrefetch(), cache, staging)
     planner = Planner(policy, shape, capacity, free_of_charge(shape.layers, workload.max_tokens), seed)
     raw = planner.raw
     units: Ints = np.zeros(0, np.int32)

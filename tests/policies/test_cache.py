@@ -280,6 +280,19 @@ def test_exchanges_pair_the_highest_with_the_lowest():
     assert [(planner.state.slot[2]), planner.state.slot[3]] == [0, 1]  # unit 0 was in slot 0, unit 1 in slot 1
 
 
+def test_units_that_stay_or_are_on_their_way_do_not_come_in():
+    planner = workload_aware(w_size=1, u_size=1)
+    # Unit 0 leads, but is there: 3 (5) for 1 (0).  Left under way:
+    planner.begin(LayerStep(0, 0, 1, np.array([9, 0, 4, 5], np.int32)))
+    planner.end()
+    copy = planner.next_copy()
+    assert swapped([copy]) == [(0, 3)]
+    # Unit 3 leads again, but is landing: 2 (6) for 0 (1), the only one that is there.
+    assert swapped(play(planner, [1, 0, 6, 9], step=1)) == [(0, 2)]
+    planner.landed(copy)
+    assert resident(planner) == [2, 3]
+
+
 def test_unprofitable_exchange_is_skipped():
     # 3 (5) for 1 (5) does not pay, nor does any later pair.
     planner = workload_aware(w_size=1, u_size=2)

@@ -20,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig
 
-from policies.assignment import AllCPU, AllGPU, Greedy, LayerSplit, Threshold
-from policies.cache import LFU, LRU, MRS, Belady, Cache, ScoreCache, Static, WholeLayers, WorkloadAware
+from policies.assignment import AllGPU, Greedy, LayerSplit
+from policies.cache import LFU, LRU, MRS, Belady, Cache, ScoreCache, Static, WorkloadAware
 from policies.planner import Planner, Policy, replay_log
 from policies.prefetch import (
     FrequencyPrefetch,
@@ -164,15 +164,10 @@ def _every(kind: str) -> dict[str, Callable[[], Any]]:
 
 EVERY = {kind: _every(kind) for kind in KINDS}
 EACH = [pytest.param(kind, name, id=f"{kind}-{name}") for kind in KINDS for name in EVERY[kind]]
-CLASSES = [
-    *((kind, type(make())) for kind in KINDS for make in EVERY[kind].values()),
-    ("assignment", AllCPU),
-    ("assignment", AllGPU),
-    ("assignment", Threshold),
-    ("prefetch", NoPrefetch),
-    ("cache", WholeLayers),
-]
-CLASSES = sorted(set(CLASSES), key=lambda entry: (entry[0], entry[1].__name__))
+CLASSES = sorted(
+    {(kind, type(make())) for kind in KINDS for make in EVERY[kind].values()},
+    key=lambda entry: (entry[0], entry[1].__name__),
+)
 
 
 def _with_partners(kind: str, name: str, seed: int, staging: int) -> Policy:

@@ -1,0 +1,444 @@
+"""The simulator: a timeline worked out by hand, and what holds for every run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policies.assignment import AllCPU, AllGPU, Greedy, HybriMoE
+from policies.cache import Cache, Static, WorkloadAware
+from policies.cost import CostModel, Overheads
+from policies.planner import Planner, Policy
+from policies.prefetch import GainPrefetch, NoPrefetch
+from policies.state import NONE
+from policies.types import (
+    AssignmentPolicy,
+    Bools,
+    Capacity,
+    CopyKind,
+    InputError,
+    Ints,
+    LayerView,
+    PrefetchPolicy,
+    Shape,
+)
+from sim.engine import METRICS, Engine, Simulation
+from sim.timeline import DENSE, LANE_LINK, LANES, check_exclusive
+from traces.metadata import Metadata
+from traces.trace import Trace
+from traces.workload import Workload
+
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+# ---- by hand ---------------------------------------------------------------------------------------
+
+
+class Scripted:
+    """Assignment and prefetch policy in one: GPU units and hints as given for each layer."""
+
+    source: str | None = None
+    ahead = 0
+
+    def __init__(self, gpu: list[set[int]], hints: list[list[tuple[int, int]]], overlap: bool = True) -> None:
+        self.gpu, self.hints, self.overlap = gpu, hints, overlap
+
+    def reset(self, shape: Shape, capacity: Capacity, rng: np.random.Generator) -> None:
+        self.units = shape.units
+
+    def assign(self, view: LayerView) -> Bools:
+        return np.isin(np.arange(self.units), list(self.gpu[view.layer]))
+
+    def rank(self, view: LayerView) -> Ints:
+        return np.array(self.hints[view.layer], np.int32).reshape(-1, 2)
+
+
+COSTS = CostModel(
+    cpu=np.array([0.0, 4, 8]),
+    cpu_contended=np.array([0.0, 6, 12]),
+    gpu=np.array([0.0, 2, 3]),
+    copy=np.array([10.0, 10]),
+    copy_contended=np.array([14.0, 14]),
+    overheads=Overheads(readback=1, planning=2, issue_gap=1, transfer_latency=1, transfer_per_token=0.5, merge=2),
+    dense=lambda tokens, sequences, context: 5.0,
+    per_step=lambda tokens, sequences, context: 7.0,
+)
+
+
+def counted(counts: Any, tokens: int) -> Workload:
+    """Steps of `tokens` tokens with workloads counts [steps, L, U]."""
+    array = np.array(counts, np.int32)
+    metadata = Metadata("test", array.shape[1], array.shape[2], top_k=array.shape[2])
+    return Workload.from_counts(array, np.full(len(array), tokens, np.int32), metadata)
+
+
+def make_planner(
+    workload: Workload,
+    assignment: AssignmentPolicy,
+    prefetch: PrefetchPolicy,
+    cache: Cache,
+    slots: int,
+    believed: CostModel,
+    staging: int = 3,
+) -> Planner:
+    """Units take 100, 200, ... bytes by layer, and unit 0 of every layer is the most popular."""
+    layers, units = workload.layers, workload.units
+    popularity = np.tile(np.arange(units, 0, -1.0), (layers, 1))
+    shape = Shape(layers, units, 100 * np.arange(1, layers + 1, dtype=np.int64), popularity)
+    policy = Policy("test", assignment, prefetch, cache, staging)
+    return Planner(policy, shape, Capacity.in_units(slots, cache.scope, layers), believed, log=True)
+
+
+def run(planner: Planner, charged: CostModel, workload: Workload) -> Simulation:
+    """Simulate and record every step."""
+    return Engine(planner, charged).run(workload, record=range(workload.n_steps))
+
+
+def timeline(simulation: Simulation) -> list[tuple[str, int, int, float, float]]:
+    """(lane, layer, unit, start, end) by lane, then start."""
+    spans = simulation.spans
+    rows = [
+        (LANES[lane], layer, unit, start, end)
+        for (lane, _, layer, unit, _, _), (start, end) in zip(spans.what.tolist(), spans.time.tolist(), strict=True)
+    ]
+    return sorted(rows, key=lambda row: (LANES.index(row[0]), row[3]))
+
+
+def two_layers(overlap: bool) -> tuple[Planner, Workload]:
+    """One step of 2 tokens.  Unit 0 of each layer stays resident; three staging slots, two of them kept for demand.
+
+    Layer 0: 0 (2 tokens, resident), 1 and 2 (1 token, copied) on the GPU, 3 (2 tokens) on the CPU; a hint for unit 2
+    of layer 1.  Layer 1: 0 (1 token, resident) and 2 (2 tokens, hinted) on the GPU, 1 and 3 (1 token) on the CPU.
+    """
+    script = Scripted([{0, 1, 2}, {0, 2}], [[(1, 2)], []], overlap)
+    workload = counted([[[2, 1, 1, 2], [1, 1, 2, 1]]], 2)
+    return make_planner(workload, script, script, Static(), 2, COSTS), workload
+
+
+def test_timeline_by_hand() -> None:
+    # Layer 0.  Dense 0-5, read-back and planning to 8: begin.
+    #   GPU   unit 0 at once: 8 + 3 = 11.  Unit 1 when it has landed.
+    #   Link  unit 1 at 8, the CPU being idle: 8 + 10 = 18; a gap of 1; unit 2 at 19, the CPU at work (till 22):
+    #         19 + 14 = 33; gap till 34.  The hint would leave one staging slot free besides itself while unit 2
+    #         holds one, and two are kept: it waits.
+    #   GPU   unit 1: 18-20, unit 2: 33-35.
+    #   CPU   activations cross in 1 + 2 * 0.5 = 2: unit 3 starts at 10 while a copy runs: 10 + 12 = 22; back at 24,
+    #         merged at 26.
+    #   Join  max(35, 26) = 35.  Now unit 2's slot is free: the hint goes out at 35, CPU idle: 35 + 10 = 45.
+    # Layer 1.  Dense 35-40, begin at 43.
+    #   GPU   unit 0: 43-45.  Unit 2 lands at 45: 45-48.
+    #   CPU   2 tokens cross in 2: unit 1 at 45, the moment the copy lands, so it is alone: 45 + 4 = 49; unit 3: 49-53;
+    #         back at 55, merged at 57 = join.
+    # What lies outside the layers: 57 + 7 = 64.
+    planner, workload = two_layers(overlap=True)
+    found = run(planner, COSTS, workload)
+    assert timeline(found) == [
+        ("GPU", 0, DENSE, 0, 5),
+        ("GPU", 0, 0, 8, 11),
+        ("GPU", 0, 1, 18, 20),
+        ("GPU", 0, 2, 33, 35),
+        ("GPU", 1, DENSE, 35, 40),
+        ("GPU", 1, 0, 43, 45),
+        ("GPU", 1, 2, 45, 48),
+        ("CPU", 0, 3, 10, 22),
+        ("CPU", 1, 1, 45, 49),
+        ("CPU", 1, 3, 49, 53),
+        ("demand copies", 0, 1, 8, 18),
+        ("demand copies", 0, 2, 19, 33),
+        ("prefetches", 1, 2, 35, 45),
+    ]
+    assert {name: found.total(name) for name in METRICS} == pytest.approx(
+        {
+            "moe_time": (35 - 5) + (57 - 40),
+            "gpu_busy": 5 + 3 + 2 + 2 + 5 + 2 + 3 + 7,
+            "cpu_busy": 12 + 4 + 4,
+            "link_demand": 10 + 14,
+            "link_prefetch": 10,
+            "link_swap": 0,
+            "bytes_demand": 2 * 100,
+            "bytes_prefetch": 200,
+            "bytes_swap": 0,
+            "copies_demand": 2,
+            "copies_prefetch": 1,
+            "copies_swap": 0,
+            "lookups": 4 + 4,
+            "hits": 1 + 1,
+            "late": 1,  # unit 2 of layer 1, under way at 43
+            "staged": 1,  # the same
+            "gpu_units": 3 + 2,
+            "cpu_units": 1 + 2,
+            # From begin to the last kernel the GPU takes 27 and 5; the CPU works 12 and 8.
+            "imbalance": (27 - 12) / 27 + (8 - 5) / 8,
+        }
+    )
+    assert (found.columns["start"].tolist(), found.columns["end"].tolist()) == ([0], [64])
+    resident = {(layer, unit) for lane, _, layer, unit, _, hit in found.spans.what.tolist() if hit}
+    assert resident == {(0, 0), (1, 0), (1, 2)}
+
+
+def test_planner_is_told_in_order_of_time() -> None:
+    # Keys are 4 * layer + unit.  Of the timeline above: unit 0 is computed at 11, before unit 1 lands at 18; key 6
+    # lands at 45, when key 4 is computed: the landing is first.
+    planner, workload = two_layers(overlap=True)
+    run(planner, COSTS, workload)
+    assert planner.log is not None
+    told = [entry[: 3 if entry[0] == "next_copy" else 2] for entry in planner.log if entry[:2] != ("next_copy", NONE)]
+    assert [entry for entry in told if entry[0] != "begin"] == [
+        ("next_copy", CopyKind.DEMAND, 1),
+        ("computed", 0),
+        ("landed", 1),
+        ("next_copy", CopyKind.DEMAND, 2),
+        ("computed", 1),
+        ("landed", 2),
+        ("computed", 2),
+        ("end",),
+        ("next_copy", CopyKind.PREFETCH, 6),
+        ("landed", 6),
+        ("computed", 4),
+        ("computed", 6),
+        ("end",),
+    ]
+
+
+def test_taking_turns_by_hand() -> None:
+    # As above, but the CPU waits for the GPU.  Layer 0: copies 8-18 and, the CPU idle, 19-29; GPU 8-11, 18-20, 29-31.
+    # At 31 the staging slot of unit 2 is free: hint 31-41.  CPU: activations cross from 31 to 33, unit 3 while the
+    # copy runs: 33 + 12 = 45, back and merged at 49 = join.
+    # Layer 1: dense 49-54, begin at 57, units 2 and 0 are resident, heavier first: 57-60, 60-62.  CPU: from 62 + 2,
+    # 64-68 and 68-72; joined at 76.  End at 83.
+    planner, workload = two_layers(overlap=False)
+    found = run(planner, COSTS, workload)
+    assert timeline(found) == [
+        ("GPU", 0, DENSE, 0, 5),
+        ("GPU", 0, 0, 8, 11),
+        ("GPU", 0, 1, 18, 20),
+        ("GPU", 0, 2, 29, 31),
+        ("GPU", 1, DENSE, 49, 54),
+        ("GPU", 1, 2, 57, 60),
+        ("GPU", 1, 0, 60, 62),
+        ("CPU", 0, 3, 33, 45),
+        ("CPU", 1, 1, 64, 68),
+        ("CPU", 1, 3, 68, 72),
+        ("demand copies", 0, 1, 8, 18),
+        ("demand copies", 0, 2, 19, 29),
+        ("prefetches", 1, 2, 31, 41),
+    ]
+    assert found.columns["end"].tolist() == [83]
+    assert (found.total("hits"), found.total("late"), found.total("staged")) == (3, 0, 1)
+
+
+@pytest.mark.parametrize(("outside", "hits"), [(3.0, 0), (4.0, 1)])
+def test_link_works_outside_the_layers(outside: float, hits: int) -> None:
+    # One layer of two units, the CPU computes.  Step 0 uses unit 1: dense 0-1, CPU 1-3, and then unit 1 is to take
+    # the place of unit 0: swap 3-8.  Step 1: outside till 3 + outside, dense 1: unit 1 is there at 4 + outside
+    # or is not.
+    charged = CostModel(
+        cpu=np.array([0.0, 2]),
+        cpu_contended=np.array([0.0, 2]),
+        gpu=np.array([0.0, 2]),
+        copy=np.array([5.0]),
+        copy_contended=np.array([5.0]),
+        overheads=Overheads(),
+        dense=lambda tokens, sequences, context: 1.0,
+        per_step=lambda tokens, sequences, context: outside,
+    )
+    cache = WorkloadAware("layer", "popular", w_size=1, u_size=1)
+    workload = counted([[[0, 1]], [[0, 1]]], 1)
+    found = run(make_planner(workload, AllCPU(), NoPrefetch(), cache, 1, charged), charged, workload)
+    assert ("swaps", 0, 1, 3.0, 8.0) in timeline(found)
+    assert found.columns["copies_swap"].tolist() == [1, 0]  # counted in the step that asked for it
+    assert found.columns["hits"].tolist() == [0, hits]
+    assert found.columns["late"].tolist() == [0, 1 - hits]
+
+
+def test_copies_wait_for_staging_slots() -> None:
+    # Three demand copies of 1 through two staging slots, kernels of 10: unit 0 copied 0-1, computed 1-11; unit 1 copied
+    # 1-2, computed 11-21; unit 2 waits for the first kernel's slot: copied 11-12, computed 21-31.
+    charged = CostModel(
+        cpu=np.zeros(2),
+        cpu_contended=np.zeros(2),
+        gpu=np.array([0.0, 10]),
+        copy=np.ones(1),
+        copy_contended=np.ones(1),
+        overheads=Overheads(),
+        dense=lambda *_: 0.0,
+        per_step=lambda *_: 0.0,
+    )
+    workload = counted([[[1, 1, 1]]], 1)
+    planner = make_planner(workload, AllGPU(), NoPrefetch(), Static("layer", "empty"), 1, charged, staging=2)
+    assert timeline(run(planner, charged, workload)) == [
+        ("GPU", 0, DENSE, 0, 0),
+        ("GPU", 0, 0, 1, 11),
+        ("GPU", 0, 1, 11, 21),
+        ("GPU", 0, 2, 21, 31),
+        ("demand copies", 0, 0, 0, 1),
+        ("demand copies", 0, 1, 1, 2),
+        ("demand copies", 0, 2, 11, 12),
+    ]
+
+
+# ---- what is believed, and what is charged ---------------------------------------------------------
+
+
+def test_a_wrong_belief_decides_and_the_truth_is_charged() -> None:
+    # One layer with two absent units of 1 token.  In truth each takes 4 on the CPU, or a copy of 10 and 2 on the GPU.
+    # A planner that believes in 400 on the CPU puts both on the GPU (10 <= 400, 20 <= 400).  Charged: begin at 8,
+    # copies 8-18 and 19-29, kernels 18-20 and 29-31, 7 outside the layers: 38.
+    # One that knows puts both on the CPU (10 > 4, 10 > 4 + 4): 2 to cross, 10-14 and 14-18, 2 back, 2 to merge: 22 + 7.
+    truth = replace(COSTS, copy=np.array([10.0]), copy_contended=np.array([14.0]))
+    wrong = replace(truth, cpu=np.array([0.0, 400, 800]))
+    workload = counted([[[0, 1, 1, 0]]], 2)
+    mistaken, informed = (
+        run(make_planner(workload, Greedy(), NoPrefetch(), Static(), 1, believed), truth, workload)
+        for believed in (wrong, truth)
+    )
+    assert (mistaken.total("gpu_units"), mistaken.columns["end"].tolist()) == (2, [38])
+    assert (informed.total("cpu_units"), informed.columns["end"].tolist()) == (2, [29])
+
+
+@settings(max_examples=30)
+@given(seed=SEEDS)
+def test_belief_alone_changes_nothing(seed: int, random_scene: Callable[[int], Any]) -> None:
+    """Where no policy looks at costs, only what is charged counts."""
+    scene = random_scene(seed)
+    policy = scene.make_policy()
+    if isinstance(policy.assignment, Greedy | HybriMoE):
+        policy = replace(policy, assignment=AllGPU())
+    if isinstance(policy.prefetch, GainPrefetch):
+        policy = replace(policy, prefetch=NoPrefetch())
+    belief = replace(scene.charged, cpu=7 * scene.charged.cpu, gpu=3 * scene.charged.gpu, copy=9 * scene.charged.copy)
+    ends = [
+        Engine(Planner(policy, scene.shape, scene.capacity, believed, seed=1), scene.charged)
+        .run(scene.workload)
+        .columns["end"]
+        for believed in (scene.charged, belief)
+    ]
+    np.testing.assert_array_equal(*ends)
+
+
+# ---- every run -------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60)
+@given(seed=SEEDS)
+def test_machines_do_one_thing_at_a_time(seed: int, random_scene: Callable[[int], Any]) -> None:
+    scene = random_scene(seed)
+    found = Engine(scene.planner(), scene.charged).run(scene.workload, record=range(scene.workload.n_steps))
+    spans, end = found.spans, found.columns["end"][-1]
+    check_exclusive(spans)
+    assert np.all(spans.time[:, 1] >= spans.time[:, 0])
+    # Nothing but the copy that is under way at the end lasts longer than the run.
+    slack = max(scene.charged.copy.max(), scene.charged.copy_contended.max())
+    busy = {"GPU": found.total("gpu_busy"), "CPU": found.total("cpu_busy")}
+    assert max(busy.values()) <= end * (1 + 1e-12)
+    outside = scene.workload.n_steps * scene.charged.per_step(1, 1, 1.0)
+    for lane, name in enumerate(LANES):
+        length = np.diff(spans.time[spans.what[:, 0] == lane]).sum()
+        if name in busy:
+            assert length == pytest.approx(busy[name] - outside * (name == "GPU"), abs=1e-9)
+        else:
+            kind = CopyKind(lane - LANE_LINK).name.lower()
+            assert length == pytest.approx(found.total(f"link_{kind}"), abs=1e-9)
+            assert length <= end + slack
+    copies = spans.time[spans.what[:, 0] >= LANE_LINK]
+    copies = copies[np.argsort(copies[:, 0])]
+    assert np.all(copies[1:, 0] >= copies[:-1, 1] + scene.charged.overheads.issue_gap - 1e-9)
+
+
+@settings(max_examples=40)
+@given(seed=SEEDS)
+def test_every_active_unit_is_computed_once(seed: int, random_scene: Callable[[int], Any]) -> None:
+    scene = random_scene(seed)
+    found = Engine(scene.planner(), scene.charged).run(scene.workload, record=range(scene.workload.n_steps))
+    what = found.spans.what
+    jobs = what[(what[:, 0] < LANE_LINK) & (what[:, 3] != DENSE)]
+    computed = np.zeros((scene.workload.n_steps, scene.workload.layers, scene.workload.units), np.int64)
+    np.add.at(computed, tuple(jobs[:, 1:4].T), jobs[:, 4])
+    assert len(jobs) == np.count_nonzero(computed) == found.total("gpu_units") + found.total("cpu_units")
+    np.testing.assert_array_equal(computed, np.stack([step.workload for step in scene.workload.steps()]))
+    for kind in CopyKind:
+        layers = what[what[:, 0] == LANE_LINK + kind, 2]
+        assert found.total(f"copies_{kind.name.lower()}") == layers.size
+        assert found.total(f"bytes_{kind.name.lower()}") == scene.shape.unit_bytes[layers].sum()
+
+
+@settings(max_examples=40)
+@given(seed=SEEDS)
+def test_recording_changes_nothing_and_runs_repeat(seed: int, random_scene: Callable[[int], Any]) -> None:
+    scene = random_scene(seed)
+    plain = Engine(scene.planner(), scene.charged).run(scene.workload)
+    recorded = Engine(scene.planner(), scene.charged).run(scene.workload, record=range(scene.workload.n_steps))
+    last = scene.workload.n_steps - 1
+    partly = Engine(scene.planner(), scene.charged).run(scene.workload, record={last})
+    for name, column in plain.columns.items():
+        np.testing.assert_array_equal(column, recorded.columns[name], err_msg=name)
+        np.testing.assert_array_equal(column, partly.columns[name], err_msg=name)
+    assert plain.spans.time.size == 0
+    of_last = recorded.spans.what[:, 1] == last
+    np.testing.assert_array_equal(partly.spans.what, recorded.spans.what[of_last])
+    np.testing.assert_array_equal(partly.spans.time, recorded.spans.time[of_last])
+
+
+@settings(max_examples=40)
+@given(seed=SEEDS, faster=st.sampled_from(("copy", "gpu", "dense", "issue_gap")))
+def test_a_faster_machine_is_never_slower(seed: int, faster: str, random_scene: Callable[[int], Any]) -> None:
+    """All units on the GPU, nothing hinted, nothing moved: then every start is a maximum of sums of times.
+
+    With choices that depend on time there is no such law: an earlier copy may take the slot of a better one.
+    """
+    scene = random_scene(seed)
+    charged, overheads = scene.charged, scene.charged.overheads
+    quicker = {
+        "copy": lambda: replace(charged, copy=charged.copy / 2),
+        "gpu": lambda: replace(charged, gpu=charged.gpu / 2),
+        "dense": lambda: replace(charged, dense=lambda *about: charged.dense(*about) / 2),
+        "issue_gap": lambda: replace(charged, overheads=replace(overheads, issue_gap=overheads.issue_gap / 2)),
+    }[faster]()
+    staging = scene.make_policy().staging
+    ends = []
+    for costs in (charged, quicker):
+        scope = "layer" if scene.capacity.room.size > 1 else "global"
+        policy = Policy("on demand", AllGPU(), NoPrefetch(), Static(scope), staging)
+        engine = Engine(Planner(policy, scene.shape, scene.capacity, costs), costs)
+        ends.append(engine.run(scene.workload).columns["end"])
+    assert np.all(ends[1] <= ends[0] * (1 + 1e-12))
+
+
+def test_progress_and_totals_by_phase(random_trace: Callable[..., Trace]) -> None:
+    workload = Workload.from_trace(random_trace(0), 2, 3, 4, chunk=2)
+    charged = replace(COSTS, **{name: np.arange(5.0) for name in ("cpu", "cpu_contended", "gpu")})
+    charged = replace(charged, copy=np.ones(3), copy_contended=np.ones(3))
+    planner = Planner(
+        Policy("test", AllGPU(), NoPrefetch(), Static("layer", "random")),
+        Shape(3, 8, np.ones(3, np.int64)),
+        Capacity.in_units(9, "layer", 3),
+        charged,
+    )
+    seen: list[int] = []
+    found = Engine(planner, charged).run(workload, progress=seen.append)
+    assert seen == list(range(6))
+    assert found.columns["phase"].tolist() == ["prefill"] * 2 + ["decode"] * 4
+    assert found.columns["tokens"].tolist() == [4, 2, 2, 2, 2, 2]
+    assert found.columns["start"].tolist() == [0, *found.columns["end"][:-1]]
+    lookups = found.columns["lookups"]
+    assert found.total("lookups", "decode") == lookups[2:].sum() > 0
+    assert found.total("lookups", "prefill") + found.total("lookups", "decode") == found.total("lookups")
+
+
+def test_cost_tables_that_are_too_short_are_refused(random_trace: Callable[..., Trace]) -> None:
+    workload = Workload.from_trace(random_trace(0), 3, 1, 2)  # 3 tokens a step
+    shape, charged = Shape(3, 8, np.ones(3, np.int64)), replace(COSTS, copy=np.ones(3), copy_contended=np.ones(3))
+    planner = Planner(
+        Policy("test", AllGPU(), NoPrefetch(), Static("layer", "random")),
+        shape,
+        Capacity.in_units(9, "layer", 3),
+        charged,
+    )
+    with pytest.raises(InputError, match="covers workloads up to 2 tokens, found 3"):
+        Engine(planner, charged).run(workload)
