@@ -52,10 +52,10 @@ class World:
     steps: list[LayerStep]
 
 
-def random_world(rng: np.random.Generator, passes: int = 8, ahead: int = 4) -> World:
-    """Up to 4 layers of up to 9 units, memory of one unit up to more than all, equal sizes or not by layer."""
+def random_world(rng: np.random.Generator, passes: int = 8, ahead: int = 4, uneven: float = 0.4) -> World:
+    """Up to 4 layers of up to 9 units; memory of one unit up to more than all, with chance `uneven` in bytes."""
     layers, units = int(rng.integers(1, 5)), int(rng.integers(2, 10))
-    by_bytes = rng.random() < 0.4
+    by_bytes = rng.random() < uneven
     sizes = rng.integers(1, 4, layers) if by_bytes else np.ones(layers, np.int64)
     popularity = rng.dirichlet(np.ones(units), layers)
     room = int(rng.integers(sizes.max(), int(sizes.sum()) * units + 3))
