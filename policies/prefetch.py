@@ -314,7 +314,7 @@ class OraclePrefetch(PredictedPrefetch):
 
     def __init__(self, size: int, ahead: int = 1, recall: float = 1.0) -> None:
         super().__init__("oracle", size, ahead)
-        if not 0 <= recall <= 1:
+        if not isinstance(recall, int | float) or not 0 <= recall <= 1:
             raise InputError(f"OraclePrefetch.recall: found {recall!r}, expected a share between 0 and 1")
         self.recall = recall
 

@@ -322,14 +322,14 @@ def exchangeable(raw: Packed, incoming: int, outgoing: int) -> bool:
 
 
 @kernel
-def _release_staged(raw: Packed, layer: int, active_too: bool) -> None:
-    """Give back staging slots held by units of `layer`: the inactive ones, or all of them."""
+def _release_staged(raw: Packed, layer: int) -> None:
+    """Give back the staging slots held by units of `layer` that are not pinned."""
     s = unpack(raw)
     units = s.status.size // s.group_of.size
     for i in range(s.staged.size):
         slot = s.staged[i]
         key = s.owner[slot]
-        if key == NONE or key // units != layer or (s.pinned[key] and not active_too):
+        if key == NONE or key // units != layer or s.pinned[key]:
             continue
         if s.status[key] == RESIDENT:
             _forget(raw, key)
@@ -390,7 +390,7 @@ def begin_step(
             s.sort[unit] = 1
             s.active[i] = unit
     s.n[N_ACTIVE] = n
-    _release_staged(raw, layer, False)
+    _release_staged(raw, layer)
     s.n[HINT_HEAD] = s.n[HINT_TAIL] = 0
     kept = 0
     for i in range(s.n[SWAP_HEAD], s.n[SWAP_TAIL]):
@@ -616,5 +616,5 @@ def end_step(raw: Packed, layer: int, pairs: Ints) -> bool:
             s.swap_in[s.n[SWAP_TAIL]] = incoming
             s.swap_out[s.n[SWAP_TAIL]] = outgoing
             s.n[SWAP_TAIL] += 1
-    _release_staged(raw, layer, True)
+    _release_staged(raw, layer)
     return True

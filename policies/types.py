@@ -158,6 +158,8 @@ class Capacity:
             return cls(np.zeros(layers, np.int32), size, room, room // size.min())
         room = np.full(layers, total // layers, np.int64)
         room[: total % layers * spread] += 1
+        if not np.any(room >= size):
+            raise InputError(f"cache capacity: found {int(room[0])} a layer, expected room for a unit or more")
         return cls(np.arange(layers, dtype=np.int32), size, room, room // size)
 
     @property

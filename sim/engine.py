@@ -6,8 +6,9 @@ A layer step, from when the previous one is joined:
 
 CPU jobs run in plan order after the activations have crossed; GPU jobs in plan order, each once its unit
 has landed; the link asks the planner for the next copy whenever it is free, also while the dense part
-runs and between two steps.  A CPU job that starts while a copy is under way, and a copy that starts while the CPU computes, are
-charged the contended time.  When a CPU job and a copy could start at the same moment the CPU job is first.
+runs and between two steps.  A CPU job that starts while a copy is under way, and a copy that starts while
+the CPU computes, are charged the contended time.  When a CPU job and a copy could start at the same moment
+the CPU job is first.
 
 FIFO servers need no event heap: a job starts at max(its ready time, its server's free time).
 """
@@ -270,9 +271,11 @@ def _serve_link(raw: Packed, servers: Packed, layer: int, ask: float) -> float:
     _tell(raw, servers, layer, ask)
     if c.i[GPU_NEXT] < s.n[N_GPU] and s.status[base + s.gpu[c.i[GPU_NEXT]]] == RESIDENT:
         return ask  # a GPU job may start on what landed, and finish, before `ask`
+    again: float = NEVER
     if _issue(raw, servers, layer, ask, c.t[CPU_BUSY_UNTIL] > ask):
-        return c.t[LINK_FREE]
-    again: float = c.finish[c.i[REPORTED]] if c.i[REPORTED] < c.i[GPU_NEXT] else NEVER
+        again = c.t[LINK_FREE]
+    elif c.i[REPORTED] < c.i[GPU_NEXT]:
+        again = c.finish[c.i[REPORTED]]
     return again
 
 

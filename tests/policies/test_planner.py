@@ -7,11 +7,11 @@ import pytest
 from driving import cost_model
 
 from policies.assignment import AllCPU, AllGPU
-from policies.cache import LRU, Cache, Static
+from policies.cache import LRU, Belady, Cache, Static
 from policies.planner import Planner, Policy
 from policies.prefetch import NoPrefetch
 from policies.state import HITS, IN_STAGING, LATE, REUSABLE_COUNT, STAGING
-from policies.types import Capacity, CopyKind, InputError, LayerStep, Shape, Status
+from policies.types import NEVER, Capacity, CopyKind, InputError, LayerStep, Shape, Status
 
 DEMAND, PREFETCH, SWAP = CopyKind.DEMAND, CopyKind.PREFETCH, CopyKind.SWAP
 
@@ -364,6 +364,28 @@ def test_unit_larger_than_all_that_may_leave_passes_through_staging():
     # A unit of 3 bytes takes both their places; 1 byte is left, too little for either.
     play(planner, 1, [1, 0, 0, 0])
     assert kept(planner) == [4]
+    assert planner.state.room.tolist() == [1]
+
+
+def test_room_left_by_a_victim_is_not_used_before_it_has_left():
+    # 4 bytes, full: a unit of layer 1 (3 bytes, never used again) and unit 2 of layer 0 (1 byte, used at once).
+    def uses(*when):
+        return np.array(when, np.int32)
+
+    planner = make(Belady("global", "empty"), slots=4, sizes=[1, 3])
+    play(planner, 1, [1, 0, 0, 0], next_use=uses(NEVER, NEVER, NEVER, NEVER))
+    play(planner, 0, [0, 0, 1, 0], number=1, next_use=uses(5, 3, 2, NEVER))
+    assert kept(planner) == [2, 4]
+    # Unit 1 is used sooner than unit 0 and chooses first: the large unit leaves for it.  Unit 0 is heavier and copied
+    # first, when that has not happened yet: it must not count on the 2 bytes that will be left.
+    plan = planner.begin(step(0, [5, 1, 0, 0], number=2, next_use=uses(5, 3, 4, NEVER)))
+    assert plan.gpu.tolist() == [0, 1]
+    for unit in (0, 1):
+        assert fetch(planner) == (DEMAND, 0, unit)
+        assert planner.state.room[0] >= 0
+        planner.computed(unit)
+    planner.end()
+    assert kept(planner) == [0, 1, 2]  # unit 0 was staged and stays after all
     assert planner.state.room.tolist() == [1]
 
 
