@@ -21,7 +21,7 @@ from experiments import build
 from experiments.compare import check_memory
 from experiments.results import stamp, table
 from experiments.simpy_model import simulate as simulate_in_simpy
-from policies.cache import LRU
+from policies.cache_policies import LRU
 from policies.cost import CostModel
 from policies.planner import Planner, Policy
 from policies.roofline import roofline
@@ -132,8 +132,7 @@ def engine_seconds(setting: Setting) -> float:
 def planner_seconds(setting: Setting) -> float:
     """Seconds a layer step inside the planner and its policies: begin, all copies, end."""
     planner = setting.planner()
-    prefetch = planner.policy.prefetch
-    steps = setting.workload.steps(prefetch.source, prefetch.ahead, order="last")
+    steps = setting.workload.steps(**planner.annotations)
     layer_steps = [step.layer_step(layer) for step in steps for layer in range(setting.workload.layers)]
     units, hits = np.zeros(setting.workload.units, np.int32), np.zeros(setting.workload.units, np.bool_)
     start = perf_counter()

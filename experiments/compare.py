@@ -14,8 +14,9 @@ from experiments.results import finished, folder, number, share, stamp, table
 from policies.planner import Planner, Policy
 from policies.roofline import roofline
 from policies.types import Capacity, InputError
-from sim.engine import METRICS, Engine, Simulation
+from sim.engine import Engine, Simulation
 from sim.replay import working_set
+from sim.servers import METRICS
 from traces.workload import Workload
 
 PHASES = ("prefill", "decode")
@@ -175,8 +176,7 @@ def _notes(scene: build.Scene, policies: list[tuple[str, Policy]], workloads: di
                 if scene.slots - policy.staging < smallest:
                     notes.append(working_set_warning(f"{name}, batch {batch}", scene.slots - policy.staging, smallest))
     _, origin = build.expert_popularity(scene.trace, next(iter(workloads.values())))
-    if any(policy.cache.fill == "popular" or policy.prefetch.source is None for _, policy in policies):
-        notes.append(f"Popularity is measured on {origin}.")
+    notes.append(f"Popularity is measured on {origin}.")
     if any(policy.cache.needs_router_scores for _, policy in policies) and next(iter(workloads.values())).equal_weights:
         notes.append("The trace has no router weights: router scores count each chosen expert alike.")
     return notes

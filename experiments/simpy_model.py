@@ -149,14 +149,7 @@ class _Machines:
     # ---- the forward pass --------------------------------------------------------------------------
 
     def _forward_passes(self, workload: Workload) -> Process:
-        policy = self.planner.policy
-        for step in workload.steps(
-            source=policy.prefetch.source,
-            ahead=policy.prefetch.ahead,
-            next_use=policy.cache.needs_next_use,
-            router_scores=policy.cache.needs_router_scores,
-            order="last",
-        ):
+        for step in workload.steps(**self.planner.annotations):
             for layer in range(self.planner.shape.layers):
                 yield from self._layer_step(step, layer)
             outside = self.charged.per_step(step.tokens, step.sequences, step.context)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from policies.checks import require_count
 from policies.jit import kernel
-from policies.types import Bools, Bytes, Capacity, Floats, InputError, Ints, LayerView, Shape, Status
+from policies.types import Bools, Bytes, Capacity, Floats, Ints, LayerView, Shape, Status
 
 ABSENT = int(Status.ABSENT)
 NO_LIMIT = int(np.iinfo(np.int32).max)
@@ -17,31 +18,21 @@ NO_LIMIT = int(np.iinfo(np.int32).max)
 CACHED_FIRST = float(2**40)
 
 
-def require_count(name: str, value: int, least: int) -> None:
-    """Raise `InputError` unless `value` is a whole number of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InputError(f"{name}: found {value!r}, expected a whole number of at least {least}")
-
-
 @kernel
 def sort_descending(ids: Ints, keys: Floats) -> None:
-    """Sort both arrays in place: larger key first, equal keys by lower id.
+    """Sort both arrays in place: larger key first, equal keys by lower id.  Keys must not be NaN.
 
-    A shell sort: at the hundred or so units of a layer several times as fast as numba's argsort, and
-    nothing is allocated.  Comparing ids too makes the order total, so it need not be stable.
+    Each entry's place is the number of entries that go before it.  That is n * n comparisons, but without
+    branches: up to some hundred units it takes half the time of a sort that jumps about.
     """
-    gap = 1
-    while 3 * gap + 1 < ids.size:
-        gap = 3 * gap + 1
-    while gap > 0:
-        for i in range(gap, ids.size):
-            key, unit = keys[i], ids[i]
-            j = i
-            while j >= gap and (keys[j - gap] < key or (keys[j - gap] == key and ids[j - gap] > unit)):
-                keys[j], ids[j] = keys[j - gap], ids[j - gap]
-                j -= gap
-            keys[j], ids[j] = key, unit
-        gap //= 3
+    unsorted_ids = ids.copy()
+    unsorted_keys = keys.copy()
+    for i in range(ids.size):
+        key, unit = unsorted_keys[i], unsorted_ids[i]
+        place = 0
+        for j in range(ids.size):
+            place += (unsorted_keys[j] > key) | ((unsorted_keys[j] == key) & (unsorted_ids[j] < unit))
+        ids[place], keys[place] = unit, key
 
 
 @kernel

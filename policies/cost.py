@@ -70,7 +70,12 @@ class CostModel:
                 raise InputError(f"cost table {name}: expected 0 for no tokens, then finite values that never fall")
         for name in ("copy", "copy_contended"):
             times = getattr(self, name)
-            if times.ndim != 1 or times.shape != self.copy.shape or not np.all(np.isfinite(times)) or np.any(times <= 0):
+            if (
+                times.ndim != 1
+                or times.shape != self.copy.shape
+                or not np.all(np.isfinite(times))
+                or np.any(times <= 0)
+            ):
                 raise InputError(f"cost table {name}: expected one positive finite time a layer")
 
     @property

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 
@@ -32,16 +32,10 @@ from policies.state import (
     OUT_KEY,
     OUT_SLOT,
     State,
-    begin_step,
-    computed,
-    end_step,
     fill,
-    landed,
     new_state,
-    next_copy,
-    plan_step,
-    queue_hints,
 )
+from policies.transitions import begin_step, computed, end_step, landed, next_copy, plan_step, queue_hints
 from policies.types import (
     AssignmentPolicy,
     Capacity,
@@ -55,6 +49,17 @@ from policies.types import (
     PrefetchPolicy,
     Shape,
 )
+
+
+class Annotations(TypedDict):
+    """See `Planner.annotations`."""
+
+    source: str | None
+    ahead: int
+    next_use: bool
+    router_scores: bool
+    order: Literal["last", False]
+
 
 LOG_ROWS = 1 << 16
 _NO_ORDER: Ints = np.zeros(0, np.int32)
@@ -129,6 +134,18 @@ class Planner:
     def slots(self) -> int:
         """GPU slots in use of this planner, staging included."""
         return int(self.state.owner.size)
+
+    @property
+    def annotations(self) -> Annotations:
+        """What a driver has to put into layer steps for the policies: arguments of `Workload.steps`."""
+        cache, prefetch = self.policy.cache, self.policy.prefetch
+        return {
+            "source": prefetch.source,
+            "ahead": prefetch.ahead,
+            "next_use": cache.needs_next_use,
+            "router_scores": cache.needs_router_scores,
+            "order": "last" if cache.needs_order else False,
+        }
 
     def check_tokens(self, most: int) -> None:
         """InputError if the cost model the policies believe does not cover a workload of `most` tokens."""

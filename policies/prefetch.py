@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.assignment import ABSENT, hybrid_order, hybrid_schedule, require_count, sort_descending
+from policies.assignment import ABSENT, hybrid_order, hybrid_schedule, sort_descending
+from policies.checks import require_count
 from policies.jit import kernel
 from policies.types import Bytes, Capacity, Floats, InputError, Ints, LayerView, PrefetchPolicy, Shape
 
@@ -27,23 +28,25 @@ def rank_rows(scores: Scores, rows: int, first_layer: int, status: Bytes, size: 
     Row r of `scores` [>= rows, U] is about layer `first_layer + r`; rows past the last layer are ignored.
     Writes (layer, unit) to `pairs`, row by row, and returns how many.
     """
-    units = status.shape[1]
-    ids = np.empty(units, np.int32)
-    keys = np.empty(units, np.float64)
     written = 0
     for row in range(min(rows, status.shape[0] - first_layer)):
         layer = first_layer + row
         found = 0
-        for unit in range(units):
-            if scores[row, unit] > 0 and status[layer, unit] == ABSENT:
-                ids[found] = unit
-                keys[found] = scores[row, unit]
-                found += 1
-        sort_descending(ids[:found], keys[:found])
-        for i in range(min(size, found)):
-            pairs[written, 0] = layer
-            pairs[written, 1] = ids[i]
-            written += 1
+        for unit in range(status.shape[1]):
+            score = scores[row, unit]
+            if score <= 0 or status[layer, unit] != ABSENT:
+                continue
+            if found == size and score <= scores[row, pairs[written + size - 1, 1]]:
+                continue
+            i = min(found, size - 1)
+            while i > 0 and scores[row, pairs[written + i - 1, 1]] < score:
+                pairs[written + i, 1] = pairs[written + i - 1, 1]
+                i -= 1
+            pairs[written + i, 1] = unit
+            found = min(found + 1, size)
+        for i in range(found):
+            pairs[written + i, 0] = layer
+        written += found
     return written
 
 

@@ -10,329 +10,42 @@ runs and between two steps.  A CPU job that starts while a copy is under way, an
 the CPU computes, are charged the contended time.  When a CPU job and a copy could start at the same moment
 the CPU job is first.
 
-FIFO servers need no event heap: a job starts at max(its ready time, its server's free time).
+The servers and the compiled loop are in `sim.servers`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Container
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from policies.cost import CostModel
-from policies.jit import Packed, array_at, kernel, pack
+from policies.jit import pack
 from policies.planner import Planner
 from policies.state import (
     HINT_TAIL,
-    HITS,
-    IN_STAGING,
-    LATE,
-    N_ACTIVE,
-    N_CPU,
-    N_GPU,
-    N_TO_COPY,
     NONE,
-    OUT_KEY,
-    RESIDENT,
     SWAP_TAIL,
-    computed,
-    landed,
-    next_copy,
-    unpack,
 )
-from policies.types import Floats, Ints
-from sim.timeline import DENSE, LANE_CPU, LANE_GPU, LANE_LINK, Spans
-from traces.workload import Step, Workload
-
-NEVER = np.inf
-
-# Positions in `Servers.t` (seconds) and `Servers.i`.
-LINK_FREE, LANDS, NOW, GPU_FREE, CPU_FREE, CPU_BUSY_UNTIL, ARRIVAL, TIMES = range(8)
-IN_FLIGHT, SPAN_COUNT, RECORDING, STEP, GPU_NEXT, CPU_NEXT, REPORTED, NUMBERS = range(8)
-
-# Positions in `Servers.overhead`, the fields of `policies.cost.Overheads` that kernels need.
-ISSUE_GAP, LATENCY, PER_TOKEN, MERGE = range(4)
-
-METRICS = (
-    "moe_time",  # router done to join, summed over the layers
-    "gpu_busy",
-    "cpu_busy",
-    "link_demand",
-    "link_prefetch",
-    "link_swap",
-    "bytes_demand",
-    "bytes_prefetch",
-    "bytes_swap",
-    "copies_demand",
-    "copies_prefetch",
-    "copies_swap",
-    "lookups",  # active units
-    "hits",  # resident at begin
-    "late",  # landing at begin
-    "staged",  # in a staging slot at begin: there because of a prefetch
-    "gpu_units",
-    "cpu_units",
-    "imbalance",  # |T_cpu - T_gpu| / max, summed over the layers
-)
-(
-    MOE_TIME,
+from sim.servers import (
     GPU_BUSY,
-    CPU_BUSY,
-    LINK_BUSY,
-    _,
-    _,
-    BYTES,
-    _,
-    _,
-    COPIES,
-    _,
-    _,
-    M_LOOKUPS,
-    M_HITS,
-    M_LATE,
-    M_STAGED,
-    M_GPU_UNITS,
-    M_CPU_UNITS,
-    M_IMBALANCE,
-) = range(len(METRICS))
-
-
-class Servers(NamedTuple):
-    """The machines' clocks, what jobs are charged, and what is counted.
-
-    t, i        float64 and int64, see the positions above
-    cpu, cpu_contended, gpu, copy, copy_contended   the charged cost model's tables
-    unit_bytes  float64 [L]
-    overhead    float64 [4]
-    finish      float64 [U], finish time of the n-th GPU job of the running layer step
-    metrics     float64 [len(METRICS)], of the running step
-    span_time   float64 [rows, 2], span_what int32 [rows, 6]: see `sim.timeline.Spans`
-    """
-
-    t: Floats
-    i: NDArray[np.int64]
-    cpu: Floats
-    cpu_contended: Floats
-    gpu: Floats
-    copy: Floats
-    copy_contended: Floats
-    unit_bytes: Floats
-    overhead: Floats
-    finish: Floats
-    metrics: Floats
-    span_time: Floats
-    span_what: Ints
-
-
-@kernel
-def unpack_servers(servers: Packed) -> Servers:
-    """The servers whose arrays `policies.jit.pack` packed."""
-    return Servers(
-        t=array_at(servers, 0, np.float64),
-        i=array_at(servers, 1, np.int64),
-        cpu=array_at(servers, 2, np.float64),
-        cpu_contended=array_at(servers, 3, np.float64),
-        gpu=array_at(servers, 4, np.float64),
-        copy=array_at(servers, 5, np.float64),
-        copy_contended=array_at(servers, 6, np.float64),
-        unit_bytes=array_at(servers, 7, np.float64),
-        overhead=array_at(servers, 8, np.float64),
-        finish=array_at(servers, 9, np.float64),
-        metrics=array_at(servers, 10, np.float64),
-        span_time=array_at(servers, 11, np.float64),
-        span_what=array_at(servers, 12, np.int32),
-    )
-
-
-@kernel
-def _span(servers: Packed, lane: int, start: float, end: float, layer: int, unit: int, tokens: int, hit: bool) -> None:
-    c = unpack_servers(servers)
-    if c.i[RECORDING]:
-        row = c.i[SPAN_COUNT]
-        c.span_time[2 * row + 0] = start
-        c.span_time[2 * row + 1] = end
-        c.span_what[6 * row + 0] = lane
-        c.span_what[6 * row + 1] = c.i[STEP]
-        c.span_what[6 * row + 2] = layer
-        c.span_what[6 * row + 3] = unit
-        c.span_what[6 * row + 4] = tokens
-        c.span_what[6 * row + 5] = hit
-        c.i[SPAN_COUNT] = row + 1
-
-
-@kernel
-def _land(raw: Packed, servers: Packed, now: float) -> None:
-    """Report the copy under way if it has ended by `now`."""
-    c = unpack_servers(servers)
-    if c.i[IN_FLIGHT] != NONE and c.t[LANDS] <= now:
-        landed(raw, c.i[IN_FLIGHT])
-        c.i[IN_FLIGHT] = NONE
-
-
-@kernel
-def _tell(raw: Packed, servers: Packed, layer: int, now: float) -> None:
-    """Report what happened by `now` in order of time: GPU jobs done, and the landing; at a draw that is first.
-
-    The order counts: it is the order in which staging slots are used again.
-    """
-    s = unpack(raw)
-    c = unpack_servers(servers)
-    base = layer * (s.status.size // s.group_of.size)
-    if c.i[IN_FLIGHT] != NONE and c.t[LANDS] <= now:
-        while c.i[REPORTED] < c.i[GPU_NEXT] and c.finish[c.i[REPORTED]] < c.t[LANDS]:
-            computed(raw, base + s.gpu[c.i[REPORTED]])
-            c.i[REPORTED] += 1
-        _land(raw, servers, now)
-    while c.i[REPORTED] < c.i[GPU_NEXT] and c.finish[c.i[REPORTED]] <= now:
-        computed(raw, base + s.gpu[c.i[REPORTED]])
-        c.i[REPORTED] += 1
-
-
-@kernel
-def _issue(raw: Packed, servers: Packed, layer: int, now: float, contended: bool) -> bool:
-    """Ask for a copy and start it at `now`; False if there is none."""
-    s = unpack(raw)
-    c = unpack_servers(servers)
-    kind = next_copy(raw, layer)
-    if kind == NONE:
-        return False
-    units = s.status.size // s.group_of.size
-    key = s.n[OUT_KEY]
-    target = key // units
-    time = c.copy_contended[target] if contended else c.copy[target]
-    c.i[IN_FLIGHT] = key
-    c.t[LANDS] = now + time
-    c.t[LINK_FREE] = now + time + c.overhead[ISSUE_GAP]
-    c.metrics[LINK_BUSY + kind] += time
-    c.metrics[BYTES + kind] += c.unit_bytes[target]
-    c.metrics[COPIES + kind] += 1
-    _span(servers, LANE_LINK + kind, now, now + time, target, key % units, 0, False)
-    return True
-
-
-@kernel
-def drain(raw: Packed, servers: Packed, layer: int, until: float) -> None:
-    """Let the link work through hints and swaps from `t[NOW]` up to (not including) `until`."""
-    c = unpack_servers(servers)
-    ask = max(c.t[LINK_FREE], c.t[NOW])
-    while ask < until:
-        _land(raw, servers, ask)
-        if not _issue(raw, servers, layer, ask, False):
-            break
-        ask = c.t[LINK_FREE]
-    _land(raw, servers, until)
-    c.t[NOW] = until
-
-
-@kernel
-def _start_gpu_jobs(raw: Packed, servers: Packed, layer: int, workload: Ints) -> None:
-    """Start GPU jobs in plan order as long as their units are resident: their times follow without any event."""
-    s = unpack(raw)
-    c = unpack_servers(servers)
-    while c.i[GPU_NEXT] < s.n[N_GPU]:
-        job = c.i[GPU_NEXT]
-        unit = s.gpu[job]
-        if s.status[layer * workload.size + unit] != RESIDENT:
-            break
-        start = max(c.t[GPU_FREE], c.t[ARRIVAL])
-        c.t[GPU_FREE] = c.finish[job] = start + c.gpu[workload[unit]]
-        c.metrics[GPU_BUSY] += c.finish[job] - start
-        hit = job < s.n[N_GPU] - s.n[N_TO_COPY]
-        _span(servers, LANE_GPU, start, c.finish[job], layer, unit, workload[unit], hit)
-        c.i[GPU_NEXT] += 1
-
-
-@kernel
-def _start_cpu_job(raw: Packed, servers: Packed, layer: int, workload: Ints) -> None:
-    """Start the next CPU job as soon as the CPU is free."""
-    s = unpack(raw)
-    c = unpack_servers(servers)
-    unit = s.cpu[c.i[CPU_NEXT]]
-    start = c.t[CPU_FREE]
-    copying = c.i[IN_FLIGHT] != NONE and c.t[LANDS] > start
-    time = c.cpu_contended[workload[unit]] if copying else c.cpu[workload[unit]]
-    _span(servers, LANE_CPU, start, start + time, layer, unit, workload[unit], False)
-    c.metrics[CPU_BUSY] += time
-    c.t[CPU_FREE] = c.t[CPU_BUSY_UNTIL] = start + time
-    c.i[CPU_NEXT] += 1
-
-
-@kernel
-def _serve_link(raw: Packed, servers: Packed, layer: int, ask: float) -> float:
-    """The link is free at `ask`, or what it waits for happens then; when to ask again."""
-    s = unpack(raw)
-    c = unpack_servers(servers)
-    base = layer * (s.status.size // s.group_of.size)
-    if c.i[IN_FLIGHT] != NONE:
-        c.t[ARRIVAL] = c.t[LANDS]
-    _tell(raw, servers, layer, ask)
-    if c.i[GPU_NEXT] < s.n[N_GPU] and s.status[base + s.gpu[c.i[GPU_NEXT]]] == RESIDENT:
-        return ask  # a GPU job may start on what landed, and finish, before `ask`
-    again: float = NEVER
-    if _issue(raw, servers, layer, ask, c.t[CPU_BUSY_UNTIL] > ask):
-        again = c.t[LINK_FREE]
-    elif c.i[REPORTED] < c.i[GPU_NEXT]:
-        again = c.finish[c.i[REPORTED]]
-    return again
-
-
-@kernel
-def run_layer(raw: Packed, servers: Packed, layer: int, workload: Ints, tokens: int, overlap: bool) -> bool:
-    """Carry out the plan that `begin` left in the state, from `t[NOW]` to the join; False on a deadlock."""
-    s = unpack(raw)
-    c = unpack_servers(servers)
-    begin = c.t[NOW]
-    n_cpu = s.n[N_CPU]
-    moved = 0
-    for i in range(n_cpu):
-        moved += workload[s.cpu[i]]
-    transfer = c.overhead[LATENCY] + min(moved, tokens) * c.overhead[PER_TOKEN] if n_cpu > 0 else 0.0
-    c.t[GPU_FREE] = c.t[ARRIVAL] = c.t[CPU_BUSY_UNTIL] = begin
-    c.t[CPU_FREE] = begin + transfer
-    c.i[GPU_NEXT] = c.i[CPU_NEXT] = c.i[REPORTED] = 0
-    cpu_work = c.metrics[CPU_BUSY]
-    cpu_waits = not overlap and n_cpu > 0
-    ask = max(c.t[LINK_FREE], begin)
-    while True:
-        _start_gpu_jobs(raw, servers, layer, workload)
-        gpu_known = c.i[GPU_NEXT] == s.n[N_GPU]
-        if cpu_waits and gpu_known:
-            cpu_waits = False
-            c.t[CPU_FREE] = c.t[GPU_FREE] + transfer
-        if gpu_known and c.i[CPU_NEXT] == n_cpu:
-            join = c.t[GPU_FREE]
-            if n_cpu > 0:
-                join = max(join, c.t[CPU_FREE] + transfer + c.overhead[MERGE])
-            if ask >= join:
-                break
-        if c.i[CPU_NEXT] < n_cpu and not cpu_waits and c.t[CPU_FREE] <= ask:
-            _start_cpu_job(raw, servers, layer, workload)
-        elif ask == NEVER:
-            return False
-        else:
-            ask = _serve_link(raw, servers, layer, ask)
-    _tell(raw, servers, layer, join)
-    _count(raw, servers, c.t[GPU_FREE] - begin, c.metrics[CPU_BUSY] - cpu_work)
-    c.t[NOW] = join
-    return True
-
-
-@kernel
-def _count(raw: Packed, servers: Packed, gpu_time: float, cpu_time: float) -> None:
-    """Add a layer step to the metrics."""
-    s = unpack(raw)
-    c = unpack_servers(servers)
-    c.metrics[M_LOOKUPS] += s.n[N_ACTIVE]
-    c.metrics[M_HITS] += s.n[HITS]
-    c.metrics[M_LATE] += s.n[LATE]
-    c.metrics[M_STAGED] += s.n[IN_STAGING]
-    c.metrics[M_GPU_UNITS] += s.n[N_GPU]
-    c.metrics[M_CPU_UNITS] += s.n[N_CPU]
-    longest = max(gpu_time, cpu_time)
-    c.metrics[M_IMBALANCE] += abs(gpu_time - cpu_time) / longest if longest > 0 else 0.0
+    METRICS,
+    MOE_TIME,
+    NOW,
+    NUMBERS,
+    RECORDING,
+    SPAN_COUNT,
+    STEP,
+    TIMES,
+    Servers,
+    drain,
+    run_layer,
+)
+from sim.timeline import DENSE, LANE_GPU, Spans
+from traces.workload import Step, Workload
 
 
 @dataclass(frozen=True)
@@ -392,18 +105,10 @@ class Engine:
         progress: Callable[[int], object] | None = None,
     ) -> Simulation:
         """Simulate all steps; spans of the steps in `record` are kept; `progress` is called with each step's number."""
-        policy = self.planner.policy
         columns: dict[str, list[Any]] = {name: [] for name in ("step", "phase", "tokens", "sequences", "start", "end")}
         metrics = np.zeros((workload.n_steps, len(METRICS)))
-        steps = workload.steps(
-            source=policy.prefetch.source,
-            ahead=policy.prefetch.ahead,
-            next_use=policy.cache.needs_next_use,
-            router_scores=policy.cache.needs_router_scores,
-            order="last",
-        )
         self.planner.check_tokens(workload.max_tokens)
-        for row, step in enumerate(steps):
+        for row, step in enumerate(workload.steps(**self.planner.annotations)):
             start = self.now
             self._servers.metrics[:] = 0.0
             self._servers.i[RECORDING] = step.index in record

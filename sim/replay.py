@@ -19,7 +19,8 @@ from policies.cost import CostModel, Overheads
 from policies.jit import Packed, kernel
 from policies.planner import Planner, Policy
 from policies.prefetch import NoPrefetch
-from policies.state import N_ACTIVE, NONE, OUT_KEY, RESIDENT, computed, landed, next_copy, unpack
+from policies.state import N_ACTIVE, NONE, OUT_KEY, RESIDENT, unpack
+from policies.transitions import computed, landed, next_copy
 from policies.types import Bools, Capacity, Ints, Shape
 from traces.workload import Workload
 
@@ -113,7 +114,7 @@ def replay(
     ends = np.zeros(workload.n_steps * workload.layers, np.int64)
     phases: list[bool] = []
     row = event = 0
-    for step in workload.steps(next_use=cache.needs_next_use, router_scores=cache.needs_router_scores, order="last"):
+    for step in workload.steps(**planner.annotations):
         if row + workload.layers * workload.units > units.size:
             size = 2 * units.size + workload.layers * workload.units
             units, hits = np.resize(units, size), np.resize(hits, size)

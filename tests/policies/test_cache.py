@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.assignment import AllCPU, AllGPU
-from policies.cache import LFU, LRU, MRS, Belady, Static, WholeLayers, WorkloadAware
+from policies.cache_policies import LFU, LRU, MRS, Belady, Static, WholeLayers, WorkloadAware
 from policies.planner import Planner, Policy
 from policies.prefetch import NoPrefetch
 from policies.state import HITS

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig
 
 from policies.assignment import AllGPU, Greedy, LayerSplit
-from policies.cache import LFU, LRU, MRS, Belady, Cache, ScoreCache, Static, WorkloadAware
+from policies.cache import Cache, ScoreCache
+from policies.cache_policies import LFU, LRU, MRS, Belady, Static, WorkloadAware
 from policies.planner import Planner, Policy, replay_log
 from policies.prefetch import (
     FrequencyPrefetch,

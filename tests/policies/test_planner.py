@@ -7,7 +7,8 @@ import pytest
 from driving import cost_model
 
 from policies.assignment import AllCPU, AllGPU
-from policies.cache import LRU, Belady, Cache, Static
+from policies.cache import Cache
+from policies.cache_policies import LRU, Belady, Static
 from policies.planner import Planner, Policy
 from policies.prefetch import NoPrefetch
 from policies.state import HITS, IN_STAGING, LATE, REUSABLE_COUNT, STAGING

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from policies.assignment import AllGPU, Greedy, HybriMoE
-from policies.cache import LFU, LRU, MRS, Belady, Static, WholeLayers, WorkloadAware
+from policies.cache_policies import LFU, LRU, MRS, Belady, Static, WholeLayers, WorkloadAware
 from policies.cost import CostModel, Overheads
 from policies.planner import Planner, Policy
 from policies.prefetch import (

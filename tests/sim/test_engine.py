@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.assignment import AllCPU, AllGPU, Greedy, HybriMoE
-from policies.cache import Cache, Static, WorkloadAware
+from policies.cache import Cache
+from policies.cache_policies import Static, WorkloadAware
 from policies.cost import CostModel, Overheads
 from policies.planner import Planner, Policy
 from policies.prefetch import GainPrefetch, NoPrefetch
@@ -28,7 +29,8 @@ from policies.types import (
     PrefetchPolicy,
     Shape,
 )
-from sim.engine import METRICS, Engine, Simulation
+from sim.engine import Engine, Simulation
+from sim.servers import METRICS
 from sim.timeline import DENSE, LANE_LINK, LANES, check_exclusive
 from traces.metadata import Metadata
 from traces.trace import Trace

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.assignment import AllGPU
-from policies.cache import LFU, LRU, MRS, Belady, Cache, Static, WholeLayers, WorkloadAware
+from policies.cache import Cache
+from policies.cache_policies import LFU, LRU, MRS, Belady, Static, WholeLayers, WorkloadAware
 from policies.cost import CostModel, Overheads
 from policies.planner import Planner, Policy
 from policies.prefetch import NoPrefetch
