@@ -1,18 +1,20 @@
 """Which active units of a layer step run on the GPU.
 
-In every rule a landing unit counts as resident: its copy is paid for.  A mask is a buffer of its
-policy, valid until the next `assign`; what it says of inactive units means nothing.
+In every rule, if not told otherwise, a landing unit counts as resident: its copy is paid for.  A mask is a
+buffer of its policy, valid until the next `assign`; what it says of inactive units means nothing.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from policies.checks import require_count
+from policies.checks import require_choice, require_count
 from policies.jit import kernel
 from policies.types import Bools, Bytes, Capacity, Floats, Ints, LayerView, Shape, Status
 
 ABSENT = int(Status.ABSENT)
+LANDING = int(Status.LANDING)
+RESIDENT = int(Status.RESIDENT)
 NO_LIMIT = int(np.iinfo(np.int32).max)
 # Added to a unit's workload it puts the unit before all without it; the sum is exact in float64.
 CACHED_FIRST = float(2**40)
@@ -50,15 +52,16 @@ def greedy(
     gpu_time: Floats,
     copy_time: float,
     max_copies: int,
+    paid_from: int,
     on_gpu: Bools,
 ) -> None:
-    """Rule of `Greedy`, written to `on_gpu` bool [U]."""
+    """Rule of `Greedy`, written to `on_gpu` bool [U]; a unit whose status is below `paid_from` is charged a copy."""
     order = np.empty(active.size, np.int32)
     stake = np.empty(active.size, np.float64)
     for i in range(active.size):
         unit = active[i]
         seconds = gpu_time[unit]
-        if here[unit] == ABSENT:
+        if here[unit] < paid_from:
             seconds = max(copy_time, seconds)
         order[i] = unit
         stake[i] = abs(seconds - cpu_time[unit])
@@ -69,7 +72,7 @@ def greedy(
     copies = 0
     for unit in order:
         absent = here[unit] == ABSENT
-        seconds = max(copy_time, gpu_time[unit]) if absent else gpu_time[unit]
+        seconds = max(copy_time, gpu_time[unit]) if here[unit] < paid_from else gpu_time[unit]
         to_gpu = gpu_total + seconds <= cpu_total + cpu_time[unit] and not (absent and copies >= max_copies)
         if to_gpu:
             gpu_total += seconds
@@ -253,15 +256,19 @@ class Greedy(_Assignment):
 
     `max_copies` bounds the absent units that go to the GPU; later ones run on the CPU.  It stands for the
     memory constraint of the paper's problem statement, which its listing does not enforce; None = as listed.
+    `landing` says what a copy under way costs, which the paper leaves open: nothing more ("free", as in every
+    other rule here) or a whole copy ("copy").
     """
 
-    def __init__(self, max_copies: int | None = None) -> None:
+    def __init__(self, max_copies: int | None = None, landing: str = "free") -> None:
         if max_copies is not None:
             require_count("Greedy.max_copies", max_copies, least=0)
         self.max_copies = max_copies
+        self.landing = require_choice("Greedy.landing", landing, ("free", "copy"))
 
     def assign(self, view: LayerView) -> Bools:
         """Bool [U]."""
         limit = NO_LIMIT if self.max_copies is None else self.max_copies
-        greedy(view.active, view.here, view.cpu_time, view.gpu_time, view.copy_time, limit, self._on_gpu)
+        paid_from = LANDING if self.landing == "free" else RESIDENT
+        greedy(view.active, view.here, view.cpu_time, view.gpu_time, view.copy_time, limit, paid_from, self._on_gpu)
         return self._on_gpu

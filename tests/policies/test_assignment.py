@@ -182,11 +182,11 @@ def test_greedy_max_copies():
     assert on_gpu(Greedy(max_copies=0), view) == {2}
 
 
-def plain_greedy(view, max_copies=None):
+def plain_greedy(view, max_copies=None, free=(LANDING, RESIDENT)):
     """Algorithm 1 line by line."""
     t_cpu = view.cpu_time
     t_gpu = [
-        max(view.copy_time, view.gpu_time[u]) if view.here[u] == ABSENT else view.gpu_time[u]
+        view.gpu_time[u] if view.here[u] in free else max(view.copy_time, view.gpu_time[u])
         for u in range(view.shape.units)
     ]
     gpu, total_gpu, total_cpu, copies = set(), 0.0, 0.0, 0
@@ -206,6 +206,16 @@ def plain_greedy(view, max_copies=None):
 @given(views(), st.none() | st.integers(0, 4))
 def test_greedy_equals_algorithm_1(view, max_copies):
     assert on_gpu(Greedy(max_copies), view) == plain_greedy(view, max_copies)
+    assert on_gpu(Greedy(max_copies, landing="copy"), view) == plain_greedy(view, max_copies, free=(RESIDENT,))
+
+
+def test_greedy_may_price_a_copy_under_way():
+    # One unit, landing: 5 on the CPU, 1 on the GPU, copy 10.  Free: 1 <= 5, GPU.  A whole copy: 10 > 5, CPU.
+    view = make_view([1], [LANDING], [5], [1], 10)
+    assert on_gpu(Greedy(), view) == {0}
+    assert on_gpu(Greedy(landing="copy"), view) == set()
+    with pytest.raises(InputError, match="landing"):
+        Greedy(landing="half")
 
 
 # ---- HybriMoE --------------------------------------------------------------------------------------
@@ -344,7 +354,7 @@ def test_bad_hyper_parameters(make):
         ("resident_only", LayerSplit, {"copy_from": None}),
         ("threshold", Threshold, {}),
         ("hybrimoe", HybriMoE, {}),
-        ("greedy", Greedy, {"max_copies": None}),
+        ("greedy", Greedy, {"max_copies": None, "landing": "free"}),
     ],
 )
 def test_configuration_names_every_hyper_parameter(name, kind, values):
