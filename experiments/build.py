@@ -80,8 +80,8 @@ def _parsed(overrides: Iterable[str]) -> list[str]:
             name = parser.parse_override(part).key_or_group
         except HydraException as error:
             raise InputError(f"override {part!r}: {_sentences(error)}, expected NAME=VALUE") from error
-        if not name:
-            raise InputError(f"override {part!r}: found no name, expected NAME=VALUE")
+        if not name or name.startswith("hydra"):
+            raise InputError(f"override {part!r}: found no setting of ours, expected NAME=VALUE")
     return parts
 
 
@@ -161,7 +161,7 @@ def texts(config: DictConfig, name: str) -> list[str]:
     """One or more strings, each once; a single one need not be in a list."""
     value = OmegaConf.select(config, name)
     items = list(value) if isinstance(value, ListConfig) else [value]
-    if not items or len(set(items)) < len(items) or not all(isinstance(item, str) and item for item in items):
+    if not items or len(set(items)) < len(items) or not all(isinstance(item, str) and item.strip() for item in items):
         raise InputError(f"{name}: found {items}, expected one or more names, each once")
     return items
 
@@ -234,9 +234,20 @@ def policy(verb: str, overrides: list[str], entry: str) -> tuple[str, Policy]:
     return entry, made
 
 
+def believed_platform(verb: str, overrides: list[str], entry: str) -> Platform:
+    """A file of conf/platform, and overrides of it after spaces."""
+    name, *changes = entry.split()
+    kept = [override for override in overrides if not override.startswith("platform")]
+    config = configuration(verb, [*kept, f"platform={name}", *(f"platform.{change}" for change in changes)])
+    made: Platform = make(config.platform, f"believed {entry}")
+    return made
+
+
 def with_predictors(scene: Scene, policies: Iterable[Policy], config: DictConfig) -> Scene:
     """The scene with every predictor that a policy asks for; those not recorded are emulated, and noted."""
-    recalls = {**scene.model.predictor_recall, **dict(config.predictor_recall)}
+    if not isinstance(config.predictor_recall, DictConfig):
+        raise InputError(f"predictor_recall: found {config.predictor_recall!r}, expected {{source: share}}")
+    recalls: dict[str, float] = scene.model.predictor_recall | {str(k): v for k, v in config.predictor_recall.items()}
     asked: dict[str, int] = {}
     for each in policies:
         source = each.prefetch.source

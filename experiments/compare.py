@@ -12,7 +12,7 @@ from tqdm import tqdm
 from experiments import build, figures
 from experiments.results import finished, folder, number, share, stamp, table
 from policies.planner import Planner, Policy
-from policies.roofline import roofline
+from policies.roofline import Platform, roofline
 from policies.types import Capacity, InputError
 from sim.engine import Engine, Simulation
 from sim.replay import working_set
@@ -34,12 +34,17 @@ def run(config: DictConfig, overrides: list[str]) -> None:
         raise InputError(
             f"baseline: found {baseline!r}, expected one of the policies compared: {', '.join(dict(policies))}"
         )
+    believed = scene.platform
+    if config.believed is not None:
+        believed = build.believed_platform("compare", overrides, build.text(config, "believed"))
+        scene.notes.append(f"Policies believe the costs of another machine: {config.believed}.")
     for name, policy in policies:
         check_memory(name, policy, scene)
     workloads = _workloads(scene, config)
     shown = build.whole_or_none(config, "timeline.batch") or max(workloads)
     if shown not in workloads:
         raise InputError(f"timeline.batch: found {shown}, expected one of {list(workloads)}")
+    recorded = recorded_steps(workloads[shown], config)
     notes = [*scene.notes, *_notes(scene, policies, workloads)]
 
     with folder(build.text(config, "output"), "compare", config) as place:
@@ -47,10 +52,10 @@ def run(config: DictConfig, overrides: list[str]) -> None:
         total = sum(workload.n_steps for workload in workloads.values()) * len(policies)
         with tqdm(total=total, unit="step", desc="simulating") as bar:
             for batch, workload in workloads.items():
-                recorded = recorded_steps(workload, config) if batch == shown else ()
+                kept = recorded if batch == shown else ()
                 for name, policy in policies:
                     bar.set_postfix_str(f"batch {batch}, {name}")
-                    simulations[name, batch] = simulate(scene, policy, workload, recorded, bar)
+                    simulations[name, batch] = simulate(scene, believed, policy, workload, kept, bar)
         spans = {name: simulation.spans for (name, batch), simulation in simulations.items() if batch == shown}
         for name, each in spans.items():
             each.save(place / f"{_file_name(name)}.timeline.json.gz", name)
@@ -73,7 +78,7 @@ def run(config: DictConfig, overrides: list[str]) -> None:
         title = f"{scene.model.name} on {scene.platform.name}, {_memory(scene)}"
         figures.save_all(results, baseline, title, place)
         drawn = list(figures.NAMES)
-        if recorded := recorded_steps(workloads[shown], config):
+        if recorded:
             figures.timeline(spans, recorded[-1], DRAWN_LAYERS, f"{title}, batch {shown}", place)
             drawn.append(figures.TIMELINE)
         overview = "\n\n".join(
@@ -98,15 +103,26 @@ def check_memory(name: str, policy: Policy, scene: build.Scene) -> None:
 
 
 def simulate(
-    scene: build.Scene, policy: Policy, workload: Workload, recorded: Sequence[int], bar: Any = None
+    scene: build.Scene,
+    believed: Platform,
+    policy: Policy,
+    workload: Workload,
+    recorded: Sequence[int],
+    bar: Any = None,
 ) -> Simulation:
-    """One policy on one workload with the scene's GPU memory, its own staging slots included."""
+    """One policy on one workload with the scene's GPU memory, its own staging slots included.
+
+    The policy decides by the costs of `believed`; the scene's platform is charged.
+    """
     shape, _ = build.shape(scene, workload)
     capacity = Capacity.in_units(scene.slots - policy.staging, policy.cache.scope, shape.layers)
-    costs = roofline(scene.model, scene.platform, workload.max_tokens, scene.slices, policy.attention_on)
-    planner = Planner(policy, shape, capacity, costs, scene.seed)
+    charged, expected = (
+        roofline(scene.model, platform, workload.max_tokens, scene.slices, policy.attention_on)
+        for platform in (scene.platform, believed)
+    )
+    planner = Planner(policy, shape, capacity, expected, scene.seed)
     progress = None if bar is None else lambda step: bar.update()
-    return Engine(planner, costs).run(workload, recorded, progress)
+    return Engine(planner, charged).run(workload, recorded, progress)
 
 
 def recorded_steps(workload: Workload, config: DictConfig) -> list[int]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from omegaconf import DictConfig
 
 from experiments import build
 from experiments.results import number, share, table
 from policies.types import InputError
+from traces.container import check_writable
 from traces.importers import IMPORTERS, import_trace
 from traces.stats import Statistics, busiest, statistics, top_share
 from traces.trace import Trace
@@ -19,8 +18,9 @@ from traces.workload import Workload, load_any
 def run(config: DictConfig, overrides: list[str]) -> None:
     """Read, print the statistics, write the trace file if asked."""
     name, paths = build.text(config, "format"), build.texts(config, "input")
+    output = None if config.output is None else check_writable(build.text(config, "output"))
     if name == "trace":
-        if len(paths) > 1 or config.output is not None:
+        if len(paths) > 1 or output is not None:
             raise InputError("format trace: expected one input file and no output, it is a trace already")
         trace = load_any(paths[0])
     elif name in IMPORTERS:
@@ -29,8 +29,7 @@ def run(config: DictConfig, overrides: list[str]) -> None:
     else:
         raise InputError(f"format: found {name!r}, expected one of {', '.join(IMPORTERS)}, trace")
     print(describe(trace, bool(config.prompt)))
-    if config.output is not None:
-        output = Path(build.text(config, "output"))
+    if output is not None:
         trace.save(output)
         print(f"Written: {output} ({output.stat().st_size / 1e6:.2f} MB)")
 
@@ -44,10 +43,9 @@ def describe(trace: Trace | Workload, prompt: bool) -> str:
     holds = [f"{trace.tokens} tokens in {trace.sequences} sequences"]
     holds.append("router weights" if trace.weights is not None else "no router weights")
     holds.append(f"predictors {', '.join(f'{s} (to +{h})' for s, h in trace.sources.items()) or 'none'}")
+    prompt = prompt or trace.tokens == int(trace.prompt_length.sum())  # there may be nothing but prompts
     part = "prompts and generated tokens" if prompt else "generated tokens"
     found = statistics(trace, prompt)
-    if found.tokens == 0:
-        raise InputError("statistics: found no generated tokens in the trace, expected some (or prompt=true)")
     return f"{head}\n{', '.join(holds)}\n\n{table([f'statistic ({part})', 'value'], _rows(found))}"
 
 

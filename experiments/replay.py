@@ -17,7 +17,7 @@ from experiments.results import table
 from policies.cache import Cache
 from policies.types import Capacity, InputError, Shape
 from sim.replay import Lookups, replay, working_set
-from traces.container import replacing
+from traces.container import check_writable, replacing
 from traces.trace import Trace
 from traces.workload import Workload
 
@@ -26,6 +26,7 @@ SUFFIXES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 
 
 def run(config: DictConfig, overrides: list[str]) -> None:
     """Replay every sequence (or one batch), print the hit rates, write the lookups if asked."""
+    save = None if config.save is None else check_writable(build.text(config, "save"))
     trace = build.make(config.trace, "trace")
     slices = build.whole(config, "slices")
     settings = OmegaConf.to_container(config.cache)
@@ -48,8 +49,8 @@ def run(config: DictConfig, overrides: list[str]) -> None:
     if cache.fill == "popular":
         notes.append(f"Popularity is measured on {origin}.")
     lookups = Lookups.concatenate(parts)
-    if config.save is not None:
-        _save(parts, Path(build.text(config, "save")))
+    if save is not None:
+        _save(parts, save)
     print(
         f"{trace.metadata.model}: {type(cache).__name__}, scope {cache.scope}, capacity {capacity_text} "
         f"({int(capacity.slots.sum())} slots or fewer), {len(workloads)} replay(s) from {cache.fill}"

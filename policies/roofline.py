@@ -109,7 +109,10 @@ class Processor:
             compute_share=self.compute_share,
         )
         if self.bandwidth_share > 1 or self.compute_share > 1 or self.job_overhead_us < 0:
-            raise InputError("processor: expected shares of at most 1 and an overhead of at least 0")
+            raise InputError(
+                f"processor: found bandwidth_share {self.bandwidth_share}, compute_share {self.compute_share}, "
+                f"job_overhead_us {self.job_overhead_us}, expected shares of at most 1 and an overhead of at least 0"
+            )
 
     @property
     def bandwidth(self) -> float:

@@ -69,12 +69,20 @@ def _map(path: str | Path, name: str, entry: dict[str, Any], start: int) -> NDAr
     return np.asarray(mapped)
 
 
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary name to write to; it becomes `path` at the end, so that `path` is either whole or untouched."""
+def check_writable(path: str | Path) -> Path:
+    """The path, if a file may be written there; InputError otherwise.  Ask before long work."""
     path = Path(path)
     if not path.parent.is_dir():
         raise InputError(f"{path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise InputError(f"{path}: found a folder, expected the name of a file")
+    return path
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary name to write to; it becomes `path` at the end, so that `path` is either whole or untouched."""
+    path = check_writable(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary

@@ -133,6 +133,24 @@ def test_slices_and_chunks(toy, tmp_path):
     assert steps[steps["phase"] == "prefill"]["tokens"].tolist() == [3, 3, 2]
 
 
+def test_policies_may_believe_another_machine(toy, tmp_path):
+    """Believing a link a million times faster makes DALI copy more; the real link's time is charged for it."""
+    settings = [*TOY, "workload.batch=2", "policies=[llama_cpp,dali]"]
+    fast = "'rtx3090_epyc7532 link_gbs=25e6 copy_latency_us=0'"
+    steps = {}
+    for name, believed in (("true", "null"), ("same", "rtx3090_epyc7532"), ("fast", fast)):
+        place = tmp_path / name
+        place.mkdir()
+        assert main(["compare", f"trace={toy}", f"output={place}", f"believed={believed}", *settings]) == 0
+        rows = pd.read_parquet(next((place / "compare").iterdir()) / "steps.parquet")
+        steps[name] = rows[rows["policy"] == "dali"]
+    pd.testing.assert_frame_equal(steps["true"], steps["same"])
+    assert steps["fast"]["copies_demand"].sum() > steps["true"]["copies_demand"].sum()
+    # 25 GB/s and 10 us a copy, or slower where the CPU draws on the same memory.
+    least = steps["fast"]["bytes_demand"] / 25e9 + steps["fast"]["copies_demand"] * 10e-6
+    assert (steps["fast"]["link_demand"] >= least * (1 - 1e-9)).all()
+
+
 def test_number_and_table_for_people():
     from experiments.results import number, share, table
 

@@ -124,6 +124,7 @@ MALFORMED = [
     ("bigmoeonedge", HEAD + ROWS.replace("0.625", "1-2"), "a.txt:10: found weight '1-2'"),
     ("bigmoeonedge", HEAD + ROWS.replace("1,1,3,0.375", "1,1,4,0.375"), "a.txt:11: found expert 4, expected below 4"),
     ("bigmoeonedge", HEAD + ROWS + "0,0,3,0,0,1,0.5,0,0\n", "a.txt:16: row out of order"),
+    ("bigmoeonedge", HEAD + ROWS.rstrip("\n").rpartition("\n")[0], "a.txt:14: the file ends with layer 1, slot 0"),
     ("bigmoeonedge", HEAD + ROWS + ROWS.splitlines()[-1], "a.txt:16: row out of order"),
     ("bigmoeonedge", HEAD + ROWS.replace("1,1,3,0.375", "1,1,0,0.375"), "a.txt: experts: found id 0 at token 1"),
     ("fiddler", "{", "a.txt: not JSON"),

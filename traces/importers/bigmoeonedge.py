@@ -152,3 +152,10 @@ def _check(columns: NDArray[np.int64], metadata: Metadata, places: list[str]) ->
     wrong = np.flatnonzero(first_change <= 0)
     if wrong.size:
         malformed(places[wrong[0] + 1], "row out of order, expected turns, passes, layers, steps and slots to rise")
+    last_layer, last_slot = columns[-1, _LAYER], columns[-1, _SLOT]
+    if (last_layer, last_slot) != (metadata.layers - 1, metadata.top_k - 1):
+        malformed(
+            places[-1],
+            f"the file ends with layer {last_layer}, slot {last_slot}, "
+            f"expected a whole pass up to layer {metadata.layers - 1}, slot {metadata.top_k - 1}",
+        )
