@@ -1,6 +1,6 @@
 """`dali bench`: how fast simulator, planner and replay are, beside the same model in SimPy in the same run.
 
-The setting is that of DESIGN section 10: 48 layers x 128 experts, top-8, batch 16 decode, the whole DALI
+The setting: 48 layers x 128 experts, top-8, batch 16 decode, the whole DALI
 policy, one core.  Measurements take turns, so that a machine that changes speed changes it for all.
 """
 

@@ -134,7 +134,7 @@ def recorded_steps(workload: Workload, config: DictConfig) -> list[int]:
 
 
 def summarise(simulation: Simulation, phase: str) -> dict[str, float]:
-    """The metrics of one phase (DESIGN section 8); seconds, bytes and shares between 0 and 1."""
+    """The metrics of one phase; seconds, bytes and shares between 0 and 1."""
     columns = simulation.columns
     rows = columns["phase"] == phase
     total = {metric: simulation.total(metric, phase) for metric in METRICS}
@@ -199,7 +199,7 @@ def _notes(scene: build.Scene, policies: list[tuple[str, Policy]], workloads: di
 
 
 def working_set_warning(what: str, capacity: int, needed: int) -> str:
-    """The warning of a global cache that one step runs through (REFERENCE section 4)."""
+    """The warning of a global cache that one step runs through (arXiv 2608.07911)."""
     return (
         f"{what}: a global cache of {capacity} units is below the {needed} that one step uses; "
         "a global LRU of that size never hits."

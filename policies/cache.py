@@ -36,7 +36,7 @@ class Cache(ABC):
     """Base of all cache policies.
 
     scope  "layer": each layer has its own slots; "global": one pool over all layers
-    fill   what is resident before the first step: "empty", "random" (DALI section 3.3) or "popular"
+    fill   what is resident before the first step: "empty", "random" (as DALI starts) or "popular"
 
     `needs_next_use`, `needs_router_scores` and `needs_order` tell a driver what to annotate layer steps with;
     `fixed` is True where nothing ever moves.

@@ -102,7 +102,7 @@ def _mrs(score: Floats, base: int, scores: NDArray[np.float32], active: Ints, al
 
 
 class MRS(ScoreCache):
-    """HybriMoE's minus-recent-score (2504.05897, section 4.4): S = a TopP(s) + (1 - a) S, evict the lowest.
+    """HybriMoE's minus-recent-score (arXiv 2504.05897): S = a TopP(s) + (1 - a) S, evict the lowest.
 
     s are the router's scores of the layer, TopP keeps the `spread` x (active units) highest of them.
     A trace that recorded the top-k weights only has no others to keep.
@@ -160,7 +160,7 @@ def _exchange(raw: Packed, layer: int, score: Floats, count: int, pairs: Ints, o
 
 
 class WorkloadAware(ScoreCache):
-    """DALI's cache (section 3.3): s += w each step; every `w_size` steps exchange `u_size` units, then s = 0.
+    """DALI's cache (arXiv 2602.03495): s += w each step; every `w_size` steps exchange `u_size` units, then s = 0.
 
     Tumbling window.  Where the text is open: the first exchange comes after `w_size` steps; a pair whose
     incoming score is not higher than the outgoing one is skipped; ties go to the lower id.  Exchanged

@@ -120,7 +120,7 @@ def makespan(view: LayerView, on_gpu: Bools) -> float:
 
 
 def paper_makespan(view: LayerView, on_gpu: Bools) -> float:
-    """DALI's objective (section 3.1): T_gpu sums max(copy, compute) over the units, T_cpu the CPU times."""
+    """DALI's objective (arXiv 2602.03495): T_gpu sums max(copy, compute) over the units, T_cpu the CPU times."""
     copied = view.here == Status.ABSENT
     gpu_time = np.where(copied, np.maximum(view.copy_time, view.gpu_time), view.gpu_time)
     active = view.workload > 0

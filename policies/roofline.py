@@ -167,7 +167,7 @@ def roofline(
     """Cost model of `model` on `platform` for workloads of up to `max_tokens` tokens a unit.
 
     attention_on  "cpu": decode attention reads the KV cache from host memory and runs on the CPU, its
-                  projections stay on the GPU (MoE-Lightning, arXiv 2411.11217, section 3); steps with several
+                  projections stay on the GPU (MoE-Lightning, arXiv 2411.11217); steps with several
                   tokens a sequence (prefill) keep it on the GPU
     """
     if attention_on not in ("gpu", "cpu"):

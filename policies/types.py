@@ -54,7 +54,7 @@ class LayerStep(NamedTuple):
     step      number of the forward pass, from 0
     layer     MoE layer, from 0
     tokens    tokens of the whole batch in this step
-    workload  int32 [U], tokens routed to each unit (DALI section 3.1, `w`)
+    workload  int32 [U], tokens routed to each unit (`w` in arXiv 2602.03495)
     predicted float32 or int32 [H, U], predicted workload of layers +1..+H of this step; rows beyond
               the last layer are zero.  None where the prefetch policy asked for no source
     router_scores float32 [U], router weight of each unit averaged over the tokens of the batch

@@ -1,4 +1,4 @@
-"""Drives a planner through simulated time: GPU, CPU and link are FIFO servers (DESIGN sections 5 and 6).
+"""Drives a planner through simulated time: GPU, CPU and link are FIFO servers.
 
 A layer step, from when the previous one is joined:
 
@@ -30,8 +30,13 @@ from policies.state import (
     NONE,
     SWAP_TAIL,
 )
+from policies.types import Floats
 from sim.servers import (
     GPU_BUSY,
+    IN_FLIGHT,
+    KIND,
+    LANDS,
+    LINK_BUSY,
     METRICS,
     MOE_TIME,
     NOW,
@@ -108,13 +113,16 @@ class Engine:
         columns: dict[str, list[Any]] = {name: [] for name in ("step", "phase", "tokens", "sequences", "start", "end")}
         metrics = np.zeros((workload.n_steps, len(METRICS)))
         self.planner.check_tokens(workload.max_tokens)
+        overrun = np.zeros(len(METRICS))
         for row, step in enumerate(workload.steps(**self.planner.annotations)):
             start = self.now
-            self._servers.metrics[:] = 0.0
+            self._servers.metrics[:] = overrun
             self._servers.i[RECORDING] = step.index in record
             self._servers.i[STEP] = step.index
             self.run_step(step)
-            metrics[row] = self._servers.metrics
+            # What is left of the copy under way is time of the next step; the last step keeps it.
+            overrun = self._overrun() if row + 1 < workload.n_steps else np.zeros(len(METRICS))
+            metrics[row] = self._servers.metrics - overrun
             for name, value in (
                 ("step", step.index),
                 ("phase", step.phase),
@@ -164,6 +172,13 @@ class Engine:
         if recording:
             self._make_room()
         drain(state, self._packed, planner.shape.layers - 1, clock.item(NOW) + outside)
+
+    def _overrun(self) -> Floats:
+        """Metrics of what the link has yet to do of the copy under way."""
+        left = np.zeros(len(METRICS))
+        if self._servers.i[IN_FLIGHT] != NONE:
+            left[LINK_BUSY + self._servers.i[KIND]] = self._servers.t[LANDS] - self._servers.t[NOW]
+        return left
 
     def _record_dense(self, layer: int, start: float, end: float, tokens: int) -> None:
         row = int(self._servers.i[SPAN_COUNT])

@@ -20,7 +20,7 @@ NEVER = np.inf
 
 # Positions in `Servers.t` (seconds) and `Servers.i`.
 LINK_FREE, LANDS, NOW, GPU_FREE, CPU_FREE, CPU_BUSY_UNTIL, ARRIVAL, TIMES = range(8)
-IN_FLIGHT, SPAN_COUNT, RECORDING, STEP, GPU_NEXT, CPU_NEXT, REPORTED, NUMBERS = range(8)
+IN_FLIGHT, KIND, SPAN_COUNT, RECORDING, STEP, GPU_NEXT, CPU_NEXT, REPORTED, NUMBERS = range(9)
 
 # Positions in `Servers.overhead`, the fields of `policies.cost.Overheads` that kernels need.
 ISSUE_GAP, LATENCY, PER_TOKEN, MERGE = range(4)
@@ -173,6 +173,7 @@ def _issue(raw: Packed, servers: Packed, layer: int, now: float, contended: bool
     target = key // units
     time = c.copy_contended[target] if contended else c.copy[target]
     c.i[IN_FLIGHT] = key
+    c.i[KIND] = kind
     c.t[LANDS] = now + time
     c.t[LINK_FREE] = now + time + c.overhead[ISSUE_GAP]
     c.metrics[LINK_BUSY + kind] += time

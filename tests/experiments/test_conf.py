@@ -47,7 +47,7 @@ def test_policy_files_say_what_is_modelled_and_what_not(name):
 
 
 def test_the_papers_sizes_depend_on_the_model():
-    """DALI section 4: one hint and one exchange on Mixtral, four and eight on DeepSeek and Qwen."""
+    """DALI, main results: one hint and one exchange on Mixtral, four and eight on DeepSeek and Qwen."""
     for model, hints, exchanges in (("mixtral_8x7b", 1, 1), ("deepseek_v2_lite", 4, 8), ("qwen3_30b_a3b", 4, 8)):
         _, policy = build.policy("compare", [f"model={model}"], "dali")
         assert policy.prefetch.size == hints

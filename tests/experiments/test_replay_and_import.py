@@ -51,7 +51,7 @@ def test_statistics_of_a_trace_file(tmp_path, capsys, random_trace):
 
 @pytest.mark.parametrize(("model", "rows"), [("qwen", 36_864), ("gemma", 23_040)])
 def test_ground_truth_of_a_real_engine(shared_traces, tmp_path, capsys, model, rows):
-    """The engine's own record of hits, row by row (traces/README.md): a global LRU of 4000 MiB."""
+    """The engine's own record of hits, row by row (../shared/traces/README.md): a global LRU of 4000 MiB."""
     from traces.importers.bigmoeonedge import residency
 
     source = shared_traces / "bigmoeonedge" / f"{model}.route.csv"

@@ -101,7 +101,7 @@ def random_steps(rng: np.random.Generator, layers: int, units: int, passes: int,
 
 
 class Checked:
-    """A planner whose every answer is checked against the contract (DESIGN section 4).
+    """A planner whose every answer is checked against the contract (DESIGN.md).
 
     watched  also check that policies only read what they are shown
     """
