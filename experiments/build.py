@@ -19,12 +19,9 @@ from omegaconf.errors import OmegaConfBaseException
 from policies.planner import Policy
 from policies.roofline import ModelShape, Platform
 from policies.types import Floats, InputError, Shape
+from traces.profiles import KEPT_PER_LAYER
 from traces.trace import Trace
 from traces.workload import Workload, popularity
-
-# Recall falls by this factor with each further layer: the raw next-layer gate on OLMoE finds 83.6 % of the
-# true top-k one layer ahead and 66 % four layers ahead; (0.66 / 0.836) ** (1 / 3).
-RECALL_PER_LAYER = 0.924
 
 # A model is one of few experts up to this many: DALI's settings for Mixtral (8) against DeepSeek and Qwen (64, 128).
 FEW_EXPERTS = 16
@@ -272,11 +269,11 @@ def with_predictors(scene: Scene, policies: Iterable[Policy], config: DictConfig
         recall = positive(
             OmegaConf.create({"predictor_recall": {source: recalls[source]}}), f"predictor_recall.{source}", most=1
         )
-        falling = [recall * RECALL_PER_LAYER**h for h in range(ahead)]
+        falling = [recall * KEPT_PER_LAYER**h for h in range(ahead)]
         trace = trace.with_predictor(source, falling, np.random.default_rng([scene.seed, len(source)]), ahead)
         notes.append(
             f"Predictor '{source}' is not in the trace: emulated with a recall of {recall:.1%} one layer ahead, "
-            f"{RECALL_PER_LAYER} times that with each further layer; wrong guesses are uniform."
+            f"{KEPT_PER_LAYER:.3f} times that with each further layer; wrong guesses are uniform."
         )
     return Scene(scene.model, scene.platform, trace, scene.slices, scene.slots, scene.seed, notes)
 

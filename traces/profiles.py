@@ -78,13 +78,14 @@ class Profile:
             )
 
 
-# Gates applied ahead of their layer: OLMoE's recall falls from 83.6 to 66 % between one and four layers ahead.
-_KEPT_PER_LAYER = (66 / 83.6) ** (1 / 3)
+# A predictor's recall falls by this factor with each further layer.  Gates applied ahead of their layer: OLMoE's
+# recall falls from 83.6 to 66 % between one and four layers ahead.
+KEPT_PER_LAYER = (66 / 83.6) ** (1 / 3)
 
 
 def _falling(recall: float, layers_ahead: int = 3) -> tuple[float, ...]:
     """Recall 1, 2, ... layers ahead of a predictor that has `recall` one layer ahead."""
-    return tuple(round(recall * _KEPT_PER_LAYER**h, 3) for h in range(layers_ahead))
+    return tuple(round(recall * KEPT_PER_LAYER**h, 3) for h in range(layers_ahead))
 
 
 # Fitted with `traces.fit.fit` and rounded.  Targets, and what the profiles reach: tests/traces/test_synthetic.py.

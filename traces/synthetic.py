@@ -11,6 +11,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -47,9 +48,21 @@ class Disturbance(NamedTuple):
 
 def generate_profile(name: str, sequences: int, prompt: int, length: int, seed: int) -> Trace:
     """`generate` for the model `name` of `traces.profiles.PROFILES`; InputError for any other."""
+    return generate(_profile(name), sequences, prompt, length, seed)
+
+
+def generate_resized(
+    name: str, layers: int, experts: int, top_k: int, sequences: int, prompt: int, length: int, seed: int
+) -> Trace:
+    """`generate` with the knobs of a profile for a model of another shape: plausible, but fitted to nothing."""
+    resized = replace(_profile(name), name=f"{name} resized", layers=layers, experts=experts, top_k=top_k)
+    return generate(resized, sequences, prompt, length, seed)
+
+
+def _profile(name: str) -> Profile:
     if name not in PROFILES:
         raise InputError(f"trace profile: found {name!r}, expected one of {', '.join(sorted(PROFILES))}")
-    return generate(PROFILES[name], sequences, prompt, length, seed)
+    return PROFILES[name]
 
 
 def generate(profile: Profile, sequences: int, prompt: int, length: int, seed: int) -> Trace:

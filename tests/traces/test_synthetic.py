@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 from policies.types import InputError
 from traces.fit import figures, first_slots, fit
 from traces.profiles import PROFILES, Profile
-from traces.synthetic import _evolve, _top_k, generate, generate_profile, model_of
+from traces.synthetic import _evolve, _top_k, generate, generate_profile, generate_resized, model_of
 from traces.trace import Trace, none_id
 
 SMALL = Profile(
@@ -325,3 +325,11 @@ def option(name: str, *overrides: str) -> Trace:
         trace = instantiate(compose(overrides=[f"+trace={name}", *overrides])["trace"])
     assert isinstance(trace, Trace)
     return trace
+
+
+def test_a_profile_may_be_resized():
+    trace = generate_resized("qwen3_30b_a3b", layers=6, experts=32, top_k=4, sequences=2, prompt=3, length=5, seed=1)
+    assert trace.experts.shape == (16, 6, 4)
+    assert trace.experts.max() < 32
+    assert trace.metadata.model == "qwen3_30b_a3b resized"
+    assert trace.sources == {"residual": 3, "gate": 3}
