@@ -61,7 +61,9 @@ def random_world(rng: np.random.Generator, passes: int = 8, ahead: int = 4, unev
     room = int(rng.integers(sizes.max(), int(sizes.sum()) * units + 3))
 
     def capacity(scope: str) -> Capacity:
-        return Capacity.in_bytes(room, scope, sizes) if by_bytes else Capacity.in_units(room, scope, layers)
+        if not by_bytes:
+            return Capacity.in_units(room, scope, layers)
+        return Capacity.in_bytes(room if scope == "global" else max(room, layers * int(sizes.min())), scope, sizes)
 
     cost = cost_model(layers, cpu=rng.uniform(0.1, 2), gpu=rng.uniform(0.01, 1), copy=rng.uniform(0.1, 4, layers))
     shape = Shape(layers, units, sizes.astype(np.int64), popularity)

@@ -82,7 +82,8 @@ def draw_costs(rng: np.random.Generator, layers: int, tokens: int) -> CostModel:
 def draw_capacity(rng: np.random.Generator, scope: str, layers: int, units: int, unit_bytes: Any) -> Capacity:
     if rng.random() < 0.5:
         return Capacity.in_units(int(rng.integers(1, layers * units + 1)), scope, layers)
-    return Capacity.in_bytes(int(rng.integers(unit_bytes.max(), unit_bytes.sum() * units + 1)), scope, unit_bytes)
+    least = unit_bytes.max() if scope == "global" else layers * unit_bytes.min()
+    return Capacity.in_bytes(int(rng.integers(least, unit_bytes.sum() * units + 1)), scope, unit_bytes)
 
 
 @pytest.fixture(scope="session")

@@ -284,7 +284,8 @@ def test_bytes_are_never_exceeded(seed: int, scope: str, fill: str, cache: type[
     rng = np.random.default_rng(seed)
     workload = draw_workload(random_trace(seed, (12, 11, 11), 4, 8, 2), rng)
     unit_bytes = rng.integers(1, 30, 4)
-    capacity = Capacity.in_bytes(int(rng.integers(unit_bytes.max(), 8 * unit_bytes.sum() + 1)), scope, unit_bytes)
+    least = unit_bytes.max() if scope == "global" else 4 * unit_bytes.min()
+    capacity = Capacity.in_bytes(int(rng.integers(least, 8 * unit_bytes.sum() + 1)), scope, unit_bytes)
     found = replay(workload, watched(cache, capacity)(scope, fill), capacity, Shape(4, 8, unit_bytes), seed=1)
     assert found.hit.size == sum(np.count_nonzero(step.workload) for step in workload.steps())
 
