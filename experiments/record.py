@@ -29,15 +29,15 @@ def run(config: DictConfig, overrides: list[str]) -> None:
     prompts = [fit(encode(text), plan.prompt) for text in plan.prompts]
     torch.manual_seed(plan.seed)
     settings = transformers.GenerationConfig(**plan.settings)
-    progress = tqdm(total=plan.tokens, unit="token", disable=None)
     recorder = record.Recorder(
         model,
         plan.output,
         origin=_origin(config, model, plan.seed),
         weights=_flag(config, "weights"),
         router_input=_flag(config, "router_input"),
-        on_step=progress.update,
+        on_step=lambda tokens: progress.update(tokens),
     )
+    progress: tqdm = tqdm(total=plan.tokens, unit="token", disable=None)
     try:
         with _terminated_as_interrupted(), progress, recorder:
             for start in range(0, len(prompts), plan.batch):

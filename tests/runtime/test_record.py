@@ -129,6 +129,8 @@ def overheard(model):
     for calls, router in zip(heard, routers(model), strict=True):
 
         def keep(_module, _inputs, out, calls=calls):
+            if not isinstance(out, tuple):
+                pytest.skip(f"routers of transformers {transformers.__version__} do not say what they chose here")
             logits = next(t for t in out if t.shape[-1] == EXPERTS)
             chosen = [t.reshape(-1, TOP_K) for t in out if t.shape[-1] == TOP_K]
             ids = next(t for t in chosen if not t.is_floating_point())
@@ -153,6 +155,8 @@ def in_rows(heard, sequences: int, part: int) -> np.ndarray:
 @pytest.mark.parametrize("kind", [*SORTED, *CORRECTED])
 def test_every_architecture(kind, tmp_path):
     model, ids = tiny(kind), prompts(3, 5)
+    if not model._can_set_experts_implementation() or not routers(model):
+        pytest.skip(f"{kind} of transformers {transformers.__version__}: no experts interface, or no router of its own")
     with overheard(model) as heard:
         before = generate(model, ids, 4)
     during, trace = record(model, tmp_path / "t.safetensors", ids, 4)
