@@ -35,7 +35,7 @@ OmegaConf.register_new_resolver("model_units", lambda experts, slices: experts *
 
 def configuration(verb: str, overrides: Iterable[str]) -> DictConfig:
     """The resolved configuration of a verb; InputError in one line if it does not compose."""
-    parts = _parsed(overrides)
+    parts = _parsed(verb, overrides)
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module("conf", version_base="1.3"):
@@ -54,7 +54,7 @@ def configuration(verb: str, overrides: Iterable[str]) -> DictConfig:
 
 def listing(verb: str, overrides: list[str]) -> str:
     """What can be set for a verb: its groups with their options, and all values as they stand."""
-    parts = _parsed(overrides)
+    parts = _parsed(verb, overrides)
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module("conf", version_base="1.3"):
@@ -68,10 +68,10 @@ def listing(verb: str, overrides: list[str]) -> str:
     return f"dali {verb} NAME=VALUE ...\n\nFiles to choose from (conf/NAME):\n{chosen}\n\nValues:\n  {values}"
 
 
-def _parsed(overrides: Iterable[str]) -> list[str]:
+def _parsed(verb: str, overrides: Iterable[str]) -> list[str]:
     """The overrides in hydra's words; InputError names the one that is no override."""
     parser = OverridesParser.create()
-    parts = [part for override in overrides for part in _trace_file(override)]
+    parts = [part for override in overrides for part in _spelled_out(verb, override)]
     for part in parts:
         try:
             name = parser.parse_override(part).key_or_group
@@ -82,13 +82,18 @@ def _parsed(overrides: Iterable[str]) -> list[str]:
     return parts
 
 
-def _trace_file(override: str) -> list[str]:
-    """`trace=FILE` as the group's option `file` with a path; what has a dot or a slash in it is a file."""
-    match = re.fullmatch(r"trace=(['\"]?)(.*[./\\].*)\1", override)
+def _spelled_out(verb: str, override: str) -> list[str]:
+    """Short forms that hydra would take for the name of a file in conf: `trace=FILE`, and `model=` of a recording.
+
+    `trace=FILE` is the group's option `file` with a path; what has a dot or a slash in it is a file.
+    """
+    match = re.fullmatch(r"(trace|model)=(['\"]?)(.*)\2", override)
     if match is None:
         return [override]
-    escaped = match[2].replace("\\", "\\\\").replace("'", "\\'")
-    return ["trace=file", f"trace.path='{escaped}'"]
+    quoted = "'" + match[3].replace("\\", "\\\\").replace("'", "\\'") + "'"
+    if match[1] == "model":
+        return [f"checkpoint={quoted}" if verb == "record" else override]
+    return ["trace=file", f"trace.path={quoted}"] if re.search(r"[./\\]", match[3]) else [override]
 
 
 def _sentences(error: BaseException) -> str:

@@ -17,6 +17,7 @@ VERBS = {
         "experiments.importing",
         "turn a recording in another format into a trace file; statistics of any trace",
     ),
+    "record": ("experiments.record", "run an MoE model of transformers and write its routing as a trace file"),
     "bench": ("experiments.bench", "measure the speed of simulator, planner and replay"),
 }
 HELP = {"-h", "--help"}
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         print(f"dali {verb}: {what}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"dali {verb}: interrupted, nothing was written", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"dali {verb}: {str(error) or 'interrupted, nothing was written'}", file=sys.stderr)
         return 130
     return 0

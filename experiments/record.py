@@ -1,0 +1,134 @@
+"""`dali record`: run an MoE model on prompts and write its routing as a trace file."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from experiments import build
+from experiments.prompts import fit, read_prompts
+from policies.types import InputError
+from traces.container import check_writable
+
+
+def run(config: DictConfig, overrides: list[str]) -> None:
+    """Load, record, say what was written; a run cut off keeps the steps it finished."""
+    plan = _Plan(config)
+    loading, record, torch, transformers = _libraries()
+    name, revision, trusted = build.text(config, "checkpoint"), config.revision, _flag(config, "trust_remote_code")
+    model = loading.load_model(name, revision, trusted, config.device, build.text(config, "dtype"))
+    vocabulary = int(model.get_input_embeddings().weight.shape[0])
+    encode = loading.load_tokenizer(config.tokenizer, name, vocabulary, revision, trusted)
+    prompts = [fit(encode(text), plan.prompt) for text in plan.prompts]
+    torch.manual_seed(plan.seed)
+    settings = transformers.GenerationConfig(**plan.settings)
+    recorder = record.Recorder(
+        model,
+        plan.output,
+        origin=_origin(config, model, plan.seed),
+        weights=_flag(config, "weights"),
+        router_input=_flag(config, "router_input"),
+        on_step=lambda tokens: progress.update(tokens),
+    )
+    progress: tqdm = tqdm(total=plan.tokens, unit="token", disable=None)
+    try:
+        with _terminated_as_interrupted(), progress, recorder:
+            for start in range(0, len(prompts), plan.batch):
+                ids = torch.tensor(prompts[start : start + plan.batch], device=model.device)
+                recorder.batch(len(ids), plan.prompt, plan.generate)
+                model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted, {_left(recorder)}") from None
+    except torch.OutOfMemoryError:
+        raise InputError(f"batch: found {plan.batch}, for which memory does not suffice; {_left(recorder)}") from None
+    print(f"Written: {plan.output} ({plan.tokens} tokens, {plan.output.stat().st_size / 1e6:.2f} MB)")
+
+
+class _Plan:
+    """What to run, checked before anything is loaded: prompts of all sequences, sizes, settings, where to write."""
+
+    def __init__(self, config: DictConfig) -> None:
+        self.output: Path = check_writable(build.text(config, "output"))
+        self.batch, self.prompt = build.whole(config, "batch"), build.whole(config, "prompt")
+        self.generate, self.seed = build.whole(config, "generate", 0), build.whole(config, "seed", 0)
+        given = read_prompts(None if config.prompts is None else build.text(config, "prompts"))
+        count = build.whole_or_none(config, "sequences") or len(given)
+        if count > len(given) and (config.temperature == 0 or self.generate == 0):
+            raise InputError(
+                f"sequences: found {count} with {len(given)} prompts, expected at most as many: "
+                "without sampling the others would be copies"
+            )
+        self.settings = _settings(config, self.generate)
+        self.prompts = [given[number % len(given)] for number in range(count)]
+        self.tokens = count * (self.prompt + self.generate)
+
+
+def _libraries() -> list[Any]:
+    names = ("experiments.loading", "runtime.record", "torch", "transformers")
+    try:
+        return [importlib.import_module(name) for name in names]
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("torch", "transformers"):
+            raise
+        raise InputError("needs the runtime extra: pip install 'dali-moe[runtime]'") from None
+
+
+def _flag(config: DictConfig, name: str) -> bool:
+    value = config[name]
+    if not isinstance(value, bool):
+        raise InputError(f"{name}: found {value!r}, expected true or false")
+    return value
+
+
+def _settings(config: DictConfig, generate: int) -> dict[str, Any]:
+    """Arguments of transformers' GenerationConfig.
+
+    One token more than asked for: the last one is drawn but not run, and a token has routing once it is run.
+    min_new_tokens rules out the end of the text, so that the sequences of a batch stay equally long.
+    """
+    lengths = {"max_new_tokens": generate + 1, "min_new_tokens": generate + 1, "num_beams": 1, "pad_token_id": 0}
+    top_p = build.positive(config, "top_p", most=1)
+    if config.temperature == 0:
+        return {"do_sample": False, **lengths}
+    temperature = build.positive(config, "temperature")
+    return {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": top_p, **lengths}
+
+
+def _origin(config: DictConfig, model: Any, seed: int) -> dict[str, Any]:
+    local = Path(config.checkpoint).is_dir()
+    revision = None if local else getattr(model.config, "_commit_hash", None) or config.revision
+    chosen = "greedy" if config.temperature == 0 else f"temperature {config.temperature}, top_p {config.top_p}"
+    return {
+        "model": Path(config.checkpoint).resolve().name if local else config.checkpoint,
+        "revision": revision or "unknown",
+        "text": "built-in prompts" if config.prompts is None else Path(config.prompts).name,
+        "seed": seed,
+        "notes": f"prompts of {config.prompt} tokens, then {config.generate} generated: {chosen}",
+    }
+
+
+def _left(recorder: Any) -> str:
+    if recorder.written is None:
+        return "nothing was written"
+    return f"the {recorder.tokens} tokens finished are in {recorder.written}"
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """A request to end (SIGTERM) stops the run as Ctrl-C does, and keeps what was finished."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before: Callable | int | None = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
