@@ -1,5 +1,6 @@
 """Fixtures that several packages' tests share."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,11 @@ import pytest
 
 from traces.metadata import Metadata
 from traces.trace import Trace, id_type
+
+
+# Read when torch is imported.  The models of the tests are tiny: threads that wait for each other only cost time, and on
+# a busy machine a great deal of it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
