@@ -11,9 +11,8 @@ import pytest
 from traces.metadata import Metadata
 from traces.trace import Trace, id_type
 
-
-# Read when torch is imported.  The models of the tests are tiny: threads that wait for each other only cost time, and on
-# a busy machine a great deal of it.
+# Read when torch is imported.  The models of the tests are tiny: threads that wait for each other only cost
+# time, and on a busy machine a great deal of it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
