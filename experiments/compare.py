@@ -191,8 +191,9 @@ def _notes(scene: build.Scene, policies: list[tuple[str, Policy]], workloads: di
                 smallest = int(working_set(workload).min())
                 if scene.slots - policy.staging < smallest:
                     notes.append(working_set_warning(f"{name}, batch {batch}", scene.slots - policy.staging, smallest))
-    _, origin = build.expert_popularity(scene.trace, next(iter(workloads.values())))
-    notes.append(f"Popularity is measured on {origin}.")
+    for batch, workload in workloads.items():
+        _, origin = build.expert_popularity(scene.trace, workload)
+        notes.append(f"Batch {batch}: popularity is measured on {origin}.")
     if any(policy.cache.needs_router_scores for _, policy in policies) and next(iter(workloads.values())).equal_weights:
         notes.append("The trace has no router weights: router scores count each chosen expert alike.")
     return notes

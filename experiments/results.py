@@ -18,12 +18,12 @@ def folder(output: str, verb: str, config: DictConfig) -> Iterator[Path]:
     """A new folder `output/verb/TIME` with the configuration in it; it gets its name when all in it is written.
 
     Until then, and for good if the block raises, there is nothing under a name that looks complete.
-    Yields the folder to write to; `final` of it is not known before the end.
+    Yields the folder to write to; `finished` says what it will be called.
     """
     parent = Path(output) / verb
     parent.mkdir(parents=True, exist_ok=True)
-    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")[:-3]
-    unfinished = parent / f".{stamp}.part"
+    now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")[:-3]
+    unfinished = parent / f".{now}.part"
     unfinished.mkdir()
     try:
         OmegaConf.save(config, unfinished / "config.yaml", resolve=True)

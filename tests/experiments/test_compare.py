@@ -115,7 +115,7 @@ def test_resampling_is_said(toy, tmp_path, capsys):
     assert main(["compare", f"trace={toy}", f"output={tmp_path}", *settings]) == 0
     out = capsys.readouterr().out
     assert "Batch 5: the trace is too short, its sequences are resampled with replacement." in out
-    assert "Popularity is measured on the evaluated sequences themselves." in out
+    assert "Batch 5: popularity is measured on the evaluated sequences themselves." in out
 
 
 def test_global_cache_below_the_working_set_warns(toy, tmp_path, capsys):
