@@ -46,7 +46,8 @@ class Setting:
     def __init__(self, config: DictConfig, overrides: list[str]) -> None:
         name = build.text(config, "measured")
         self.config, self.overrides, self.name = config, overrides, name
-        self.scene = build.with_predictors(build.scene(config), [self.policy()], config)
+        self.scene = build.scene(config)
+        self.scene = build.with_predictors(self.scene, [self.policy()], config)
         check_memory(name, self.policy(), self.scene)
         assert isinstance(self.scene.trace, Trace)
         batch, generate = build.whole(config, "batch"), build.whole(config, "generate")
@@ -57,7 +58,7 @@ class Setting:
 
     def policy(self) -> Policy:
         """A fresh policy."""
-        return build.policy("bench", self.overrides, self.name)[1]
+        return build.policy("bench", self.overrides, self.name, self.scene.model)[1]
 
     def planner(self) -> Planner:
         """A fresh planner."""

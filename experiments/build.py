@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from policies.planner import Policy
 from policies.roofline import ModelShape, Platform
 from policies.types import Floats, InputError, Shape
+from traces.metadata import Metadata
 from traces.profiles import KEPT_PER_LAYER
 from traces.trace import Trace
 from traces.workload import Workload, popularity
@@ -200,21 +201,17 @@ def scene(config: DictConfig) -> Scene:
     platform: Platform = make(config.platform, "platform")
     slices, seed = whole(config, "slices"), whole(config, "seed", 0)
     unit_bytes = model.unit_bytes(slices)
+    trace = make(config.trace, "trace")
+    notes = []
+    if (trace.metadata.layers, trace.metadata.experts) != (model.layers, model.experts):
+        model, note = as_routed(model, trace.metadata)
+        notes.append(note)
     if config.expert_memory_gb is None:
         slots = round(positive(config, "cache_share", most=1) * model.layers * model.experts * slices)
     else:
         slots = int(positive(config, "expert_memory_gb") * 1e9 / unit_bytes)
-    trace = make(config.trace, "trace")
-    if isinstance(trace, Trace):
-        trace.check_model(model.layers, model.experts, model.name)
-    elif (trace.layers, trace.units) != (model.layers, model.experts):
-        raise InputError(
-            f"workload of {trace.metadata.model} has {trace.layers} layers x {trace.units} experts, "
-            f"model {model.name} has {model.layers} x {model.experts}"
-        )
-    elif slices != 1:
+    if isinstance(trace, Workload) and slices != 1:
         raise InputError(f"slices: found {slices}, a workload of counts has whole experts only, expected 1")
-    notes = []
     if trace.metadata.top_k != model.top_k:
         notes.append(
             f"The trace has {trace.metadata.top_k} experts a token, the model {model.top_k}: times are for the trace's."
@@ -228,10 +225,37 @@ def scene(config: DictConfig) -> Scene:
     return Scene(model, platform, trace, slices, slots, seed, notes)
 
 
-def policy(verb: str, overrides: list[str], entry: str) -> tuple[str, Policy]:
-    """Name and objects of one entry of `policies`: a file of conf/policy, and overrides of it after spaces."""
+def as_routed(model: ModelShape, routing: Metadata) -> tuple[ModelShape, str]:
+    """The model with as many layers and experts as were routed, and the note that says so.
+
+    A layer and a unit cost what they cost in the model; what lies outside its MoE layers shrinks or grows with their
+    number.
+    """
+    part = routing.layers / model.layers
+    changed = replace(
+        model,
+        name=f"{model.name} cut to {routing.layers} layers x {routing.experts} experts",
+        layers=routing.layers,
+        experts=routing.experts,
+        top_k=routing.top_k,
+        dense_layers=round(model.dense_layers * part),
+        vocabulary=max(1, round(model.vocabulary * part)),
+    )
+    return changed, (
+        f"Routing is {routing.model}'s: {routing.layers} layers x {routing.experts} experts, top-{routing.top_k}. Each "
+        f"expert and each layer costs what {model.name}'s does, which has {model.layers} x {model.experts}, "
+        f"top-{model.top_k}."
+    )
+
+
+def policy(verb: str, overrides: list[str], entry: str, model: ModelShape | None = None) -> tuple[str, Policy]:
+    """Name and objects of one entry of `policies`: a file of conf/policy, and overrides of it after spaces.
+
+    Settings that depend on the model's shape see that of `model`, such as the configured one cut to a trace.
+    """
     name, *changes = entry.split()
-    config = configuration(verb, [*overrides, f"+policy={name}", *(f"policy.{change}" for change in changes)])
+    sizes = [] if model is None else [f"model.{size}={getattr(model, size)}" for size in ("layers", "experts", "top_k")]
+    config = configuration(verb, [*overrides, *sizes, f"+policy={name}", *(f"policy.{change}" for change in changes)])
     made: Policy = make(config.policy, f"policy {entry}")
     return entry, made
 

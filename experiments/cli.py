@@ -18,6 +18,10 @@ VERBS = {
         "turn a recording in another format into a trace file; statistics of any trace",
     ),
     "record": ("experiments.record", "run an MoE model of transformers and write its routing as a trace file"),
+    "train_tiny": (
+        "experiments.train_tiny",
+        "train the small model that comes with the project",
+    ),
     "bench": ("experiments.bench", "measure the speed of simulator, planner and replay"),
 }
 HELP = {"-h", "--help"}

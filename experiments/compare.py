@@ -27,7 +27,7 @@ DRAWN_LAYERS = 3
 def run(config: DictConfig, overrides: list[str]) -> None:
     """Simulate, write the results folder, print the tables."""
     scene = build.scene(config)
-    policies = [build.policy("compare", overrides, entry) for entry in build.texts(config, "policies")]
+    policies = [build.policy("compare", overrides, entry, scene.model) for entry in build.texts(config, "policies")]
     scene = build.with_predictors(scene, [policy for _, policy in policies], config)
     baseline = build.text(config, "baseline")
     if baseline not in dict(policies):

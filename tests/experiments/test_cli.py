@@ -77,7 +77,6 @@ def fails(capsys, *arguments: str) -> str:
         (["compare", "model.hidden=0"], ["model.hidden", "0"]),
         (["compare", "model.hidden=wide"], ["model.hidden", "wide"]),
         (["compare", "platform.link_gbs=-1"], ["platform.link_gbs", "-1"]),
-        (["compare", "model=mixtral_8x7b"], ["48 layers x 128", "mixtral_8x7b", "32 x 8"]),
         (["compare", "policies=[dali,nope]"], ["policy", "nope", "hybrimoe"]),
         (["compare", "policies=[]"], ["policies"]),
         (["compare", "policies=[dali]"], ["baseline", "llama_cpp", "dali"]),
@@ -166,12 +165,6 @@ def test_spoilt_values(trace_file, capsys, array, index, value, named):
     line = fails(capsys, "compare", f"trace={trace_file}", *TOY)
     assert "toy.safetensors" in line
     assert named in line
-
-
-def test_trace_of_another_model(trace_file, capsys):
-    line = fails(capsys, "compare", f"trace={trace_file}")
-    assert "3 layers x 8" in line
-    assert "48 x 128" in line
 
 
 def test_missing_predictor_is_refused_where_emulation_is_off(trace_file, capsys):

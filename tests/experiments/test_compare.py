@@ -105,7 +105,7 @@ def test_every_policy_gets_the_same_memory(toy):
     costs = roofline(scene.model, scene.platform, workload.max_tokens)
     assert scene.slots == 18  # 0.75 x 3 layers x 8 experts
     for entry in config.policies:
-        _, policy = build.policy("compare", overrides, entry)
+        _, policy = build.policy("compare", overrides, entry, scene.model)
         capacity = Capacity.in_units(scene.slots - policy.staging, policy.cache.scope, shape.layers)
         assert Planner(policy, shape, capacity, costs).slots == scene.slots
 
@@ -166,3 +166,17 @@ def test_speedups_are_over_the_same_batch_and_phase():
     rows = [("a", 1, "decode", 2.0), ("b", 1, "decode", 3.0), ("a", 4, "decode", 5.0), ("b", 4, "decode", 4.0)]
     results = pd.DataFrame(rows, columns=["policy", "batch", "phase", "tokens_per_s"])
     assert compare.speedups(results, "a").tolist() == [1.0, 1.5, 1.0, 0.8]
+
+
+def test_routing_of_one_model_is_timed_as_another(toy, tmp_path, capsys):
+    """3 layers of 8 experts at Qwen3's costs: its 48 layers' vocabulary shrinks to 3/48."""
+    settings = ["workload.batch=3", "workload.prompt=8", "workload.generate=4", "cache_share=0.75"]
+    assert main(["compare", f"trace={toy}", f"output={tmp_path}", *settings]) == 0
+    said = capsys.readouterr().out
+    assert "Routing is test's: 3 layers x 8 experts, top-2." in said
+    assert "qwen3_30b_a3b cut to 3 layers x 8 experts" in said
+    scene = build.scene(build.configuration("compare", [f"trace={toy}", *settings]))
+    whole = build.make(build.configuration("compare", []).model, "model")
+    assert (scene.model.layers, scene.model.experts, scene.model.top_k) == (3, 8, 2)
+    assert scene.model.unit_bytes() == whole.unit_bytes()
+    assert scene.model.vocabulary == whole.vocabulary / 16
