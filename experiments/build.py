@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import traces
 from policies.planner import Policy
 from policies.roofline import ModelShape, Platform
+from policies.slicing import choose_slices
 from policies.types import Floats, InputError, Shape
 from traces.metadata import Metadata
 from traces.profiles import KEPT_PER_LAYER
@@ -26,8 +29,10 @@ from traces.workload import Workload, popularity
 
 # A model is one of few experts up to this many: DALI's settings for Mixtral (8) against DeepSeek and Qwen (64, 128).
 FEW_EXPERTS = 16
+SHIPPED = Path(traces.__file__).parent / "data"
 
 OmegaConf.register_new_resolver("few_experts", lambda experts, few, many: few if experts <= FEW_EXPERTS else many)
+OmegaConf.register_new_resolver("shipped", lambda name: str(SHIPPED / name))
 OmegaConf.register_new_resolver("model_units", lambda experts, slices: experts * slices)
 
 
@@ -260,6 +265,12 @@ def policy(verb: str, overrides: list[str], entry: str, model: ModelShape | None
     return entry, made
 
 
+def part(group: str, name: str, *changes: str) -> Any:
+    """The object of a file of conf/assignment, conf/prefetch or conf/cache; changes are overrides of its values."""
+    chosen = [f"+{group}@policy.{group}={name}", *(f"policy.{group}.{change}" for change in changes)]
+    return make(configuration("config", chosen).policy[group], f"{group} {name}")
+
+
 def believed_platform(verb: str, overrides: list[str], entry: str) -> Platform:
     """A file of conf/platform, and overrides of it after spaces."""
     name, *changes = entry.split()
@@ -322,6 +333,19 @@ def workload(scene: Scene, config: DictConfig, batch: int) -> Workload:
         slices=scene.slices,
         seed=scene.seed,
     )
+
+
+def sliced(scene: Scene, policy: Policy, workload: Workload) -> tuple[Scene, Workload]:
+    """Scene and workload in the units that the policy asks for; GPU memory stays what it is."""
+    slices = policy.slices
+    if slices is None or slices == scene.slices:
+        return scene, workload
+    if slices == "auto":
+        known, _ = expert_popularity(scene.trace, workload.sliced(1))
+        share = scene.slots / (scene.model.layers * scene.units)
+        slices = choose_slices(scene.model, scene.platform, workload.step_sizes, share, known)
+    scene.model.unit_bytes(slices)  # InputError where it does not divide
+    return replace(scene, slices=slices, slots=scene.slots * slices // scene.slices), workload.sliced(slices)
 
 
 def shape(scene: Scene, workload: Workload) -> tuple[Shape, str]:

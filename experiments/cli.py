@@ -17,6 +17,8 @@ VERBS = {
         "experiments.importing",
         "turn a recording in another format into a trace file; statistics of any trace",
     ),
+    "predict": ("experiments.predict", "recall of the predictors recorded in a trace, and of simple ones"),
+    "gap": ("experiments.gap", "how far every policy is from the optimum, and what each idea could still buy"),
     "record": ("experiments.record", "run an MoE model of transformers and write its routing as a trace file"),
     "train_tiny": (
         "experiments.train_tiny",

@@ -112,8 +112,9 @@ def simulate(
 ) -> Simulation:
     """One policy on one workload with the scene's GPU memory, its own staging slots included.
 
-    The policy decides by the costs of `believed`; the scene's platform is charged.
+    The policy decides by the costs of `believed`; the scene's platform is charged.  Units are as fine as it asks for.
     """
+    scene, workload = build.sliced(scene, policy, workload)
     shape, _ = build.shape(scene, workload)
     capacity = Capacity.in_units(scene.slots - policy.staging, policy.cache.scope, shape.layers)
     charged, expected = (
@@ -146,6 +147,7 @@ def summarise(simulation: Simulation, phase: str) -> dict[str, float]:
     wanted = total["staged"] + absent
     layer_steps = steps * simulation.layers
     return {
+        "slices": simulation.slices,
         "steps": steps,
         "tokens": tokens,
         "seconds": seconds,

@@ -55,9 +55,9 @@ def write_card(folder: Path, corpus: Corpus, settings: dict[str, Any]) -> None:
     routing = _routing(model, prompts, seed)
     history = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     _draw(history, bits, folder / CURVE)
-    summary = {"bits_per_byte": bits, "steps": len(history), "overlap": routing.overlap, "reuse": routing.reuse}
+    summary = {"bits_per_byte": bits, "steps": settings["steps"], "overlap": routing.overlap, "reuse": routing.reuse}
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    text = _text(folder.name, model, corpus, settings, bits, routing, history[-1])
+    text = _text(folder.name, model, corpus, settings, bits, routing, history["balance"][-1])
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
@@ -80,8 +80,8 @@ def _routing(model: Any, prompts: list[str], seed: int) -> Statistics:
         return statistics(Trace.load(path))
 
 
-def _draw(history: list[dict[str, float]], bits: dict[str, float], path: Path) -> None:
-    found = np.array([row["bits_per_byte"] for row in history])
+def _draw(history: dict[str, list[float]], bits: dict[str, float], path: Path) -> None:
+    found = np.array(history["bits_per_byte"])
     width = min(_MEAN_OF, len(found))
     smooth = np.convolve(found, np.ones(width) / width, "valid")
     figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
@@ -89,7 +89,7 @@ def _draw(history: list[dict[str, float]], bits: dict[str, float], path: Path) -
     axes.plot(np.arange(width, len(found) + 1), smooth, color="tab:blue", label=f"training, mean of {width} steps")
     for (name, value), color in zip(bits.items(), ("tab:red", "tab:green", "tab:orange"), strict=True):
         axes.axhline(value, color=color, linestyle="--", linewidth=1, label=f"held out: {name}, {value:.2f}")
-    axes.set(xlabel="step", ylabel="bits per byte", ylim=(min(1.2, smooth.min()), min(8.0, found.max())))
+    axes.set(xlabel="step", ylabel="bits per byte", ylim=(min(1.0, smooth.min()), min(8.0, found.max())))
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -102,7 +102,7 @@ def _text(
     settings: dict[str, Any],
     bits: dict[str, float],
     routing: Statistics,
-    last: dict[str, float],
+    balance: float,
 ) -> str:
     config = model.config
     total = sum(p.numel() for p in model.parameters())
@@ -127,7 +127,7 @@ def _text(
         f"{settings['steps']} steps of {settings['batch']} sequences of {settings['length']} bytes "
         f"({tokens / 1e6:.1f} M bytes), AdamW ({optimizer}), cosine decay to a tenth, seed {settings['seed']}; load "
         f"balancing by Switch Transformers' loss in each layer (weight {settings['balance']}, at the end "
-        f"{last['balance']:.2f}, where 1 is even) and ST-MoE's router z-loss (weight {settings['z_loss']}). "
+        f"{balance:.2f}, where 1 is even) and ST-MoE's router z-loss (weight {settings['z_loss']}). "
         f"torch {torch.__version__}, transformers {transformers.__version__}, on a {settings['device']}. "
         f"Again: `dali train_tiny output={name}`.",
         f"![training loss]({CURVE})",

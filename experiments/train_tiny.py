@@ -89,7 +89,8 @@ class Trainer:
         self.model.config.text_sha256 = digest
         self.model.to(self.torch.bfloat16).save_pretrained(self.folder)
         self.tiny.byte_tokenizer().save_pretrained(self.folder)
-        (self.folder / "training.json").write_text(json.dumps(self.history), encoding="utf-8")
+        columns = {name: [row[name] for row in self.history] for name in ("bits_per_byte", "balance")}
+        (self.folder / "training.json").write_text(json.dumps(columns), encoding="utf-8")
 
     def _step(self, data: np.ndarray) -> tuple[float, float]:
         rng = np.random.default_rng([self.seed, self.step])
@@ -107,7 +108,7 @@ class Trainer:
         bits, even = entropy.item() / math.log(2), balance.item()
         if not math.isfinite(bits):
             raise InputError(f"learning_rate: found {self.peak:g}, with which training diverged at step {self.step}")
-        self.history.append({"step": self.step, "bits_per_byte": round(bits, 4), "balance": round(even, 3)})
+        self.history.append({"bits_per_byte": round(bits, 4), "balance": round(even, 3)})
         return bits, even
 
     def _rate(self) -> float:

@@ -20,6 +20,7 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 
 from policies.cache import Cache
+from policies.checks import require_count
 from policies.cost import CostModel
 from policies.jit import pack
 from policies.state import (
@@ -72,6 +73,8 @@ class Policy:
     staging       slots of the GPU memory set aside for copies that do not stay, at least 2
     swaps_first   whether the link serves swaps before prefetches
     attention_on  "gpu" or "cpu": where decode attention runs; a driver's business, no policy reads it
+    slices        units an expert is cut into, a driver's business too: a number, "auto" = what
+                  `policies.slicing` chooses for the model, machine and batch, None = as the run says
     """
 
     name: str
@@ -81,10 +84,13 @@ class Policy:
     staging: int = 2
     swaps_first: bool = False
     attention_on: str = "gpu"
+    slices: int | str | None = None
 
     def __post_init__(self) -> None:
         if self.staging < 2:
             raise InputError(f"policy {self.name}: found staging {self.staging}, expected at least 2 slots")
+        if self.slices not in (None, "auto"):
+            require_count(f"policy {self.name}: slices", self.slices, least=1)
 
 
 class Planner:

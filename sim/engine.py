@@ -59,13 +59,14 @@ class Simulation:
 
     columns  one array a step: step, phase, tokens, sequences, start, end (seconds), and `METRICS`
     spans    of the steps that were asked for
-    layers   L; planning: seconds charged for the planner in each layer step
+    layers   L; planning: seconds charged for the planner in each layer step; slices: units an expert
     """
 
     columns: dict[str, NDArray[Any]]
     spans: Spans
     layers: int
     planning: float
+    slices: int
 
     def total(self, metric: str, phase: str | None = None) -> float:
         """Sum of a metric over the steps, or over those of one phase."""
@@ -141,6 +142,7 @@ class Engine:
             spans=Spans(self._servers.span_time[:kept].copy(), self._servers.span_what[:kept].copy()),
             layers=self.planner.shape.layers,
             planning=self.charged.overheads.planning,
+            slices=workload.slices,
         )
 
     def run_step(self, step: Step) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +101,7 @@ class Workload:
         self.held_out = list(held_out)
         self.n_steps, self.layers, experts = source.shape
         self.units = experts * slices
-        self.max_tokens = max(source.about(step)[1] for step in range(self.n_steps))
+        self.max_tokens = max(self.step_sizes)
 
     @classmethod
     def from_trace(
@@ -166,12 +167,22 @@ class Workload:
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
 
+    def sliced(self, slices: int) -> Workload:
+        """The same steps with every expert cut into `slices` units."""
+        batched, held_out = self.sequences, self.held_out
+        return Workload(self._source, self.metadata, slices, self.description, batched, self.resampled, held_out)
+
     def save(self, path: str | Path) -> None:
         """Write a workload made of counts; one batched from a trace is kept as its trace."""
         if not isinstance(self._source, CountSource):
             raise InputError(f"{path}: a workload batched from a trace has no file, save its trace")
         arrays = {name: getattr(self._source, name) for name in ("counts", "tokens", "sequences")}
         container.write(path, arrays, self.metadata.to_strings(FORMAT))
+
+    @property
+    def step_sizes(self) -> dict[int, int]:
+        """How many steps there are of each number of tokens."""
+        return dict(Counter(self._source.about(step)[1] for step in range(self.n_steps)))
 
     @property
     def sources(self) -> dict[str, int]:

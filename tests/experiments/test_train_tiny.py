@@ -104,7 +104,7 @@ def test_a_folder_that_transformers_loads(text, tmp_path, capsys):
     assert model.dtype == torch.bfloat16
     assert model.config.num_experts == 4
     assert AutoTokenizer.from_pretrained(folder)("ab\n")["input_ids"] == [97, 98, 10]
-    assert len(json.loads((folder / "training.json").read_text())) == 4
+    assert len(json.loads((folder / "training.json").read_text())["bits_per_byte"]) == 4
     card = (folder / "README.md").read_text()
     for said in ("xz -9e", "byte trigram", "2 MoE layers of 4 experts, top-2", text.digest[:16], "LRU 12.5 %"):
         assert said in card
