@@ -21,29 +21,50 @@ from traces.container import check_writable
 def run(config: DictConfig, overrides: list[str]) -> None:
     """Load, record, say what was written; a run cut off keeps the steps it finished."""
     plan = _Plan(config)
-    loading, record, torch, transformers = _libraries()
+    calibrating, loading, record, torch, transformers = _libraries()
+    calibration = calibrating.Calibration.read(config, plan.prompts)
     name, revision, trusted = build.text(config, "checkpoint"), config.revision, _flag(config, "trust_remote_code")
     model = loading.load_model(name, revision, trusted, config.device, build.text(config, "dtype"))
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
     encode = loading.load_tokenizer(config.tokenizer, name, vocabulary, revision, trusted)
     prompts = [fit(encode(text), plan.prompt) for text in plan.prompts]
-    torch.manual_seed(plan.seed)
-    settings = transformers.GenerationConfig(**plan.settings)
-    recorder = record.Recorder(
-        model,
-        plan.output,
-        origin=_origin(config, model, plan.seed),
-        weights=_flag(config, "weights"),
-        router_input=_flag(config, "router_input"),
-        on_step=lambda tokens: progress.update(tokens),
-    )
-    progress: tqdm = tqdm(total=plan.tokens, unit="token", disable=None)
+    origin = _origin(config, model, plan.seed)
+
+    def generate(ids: list[list[int]], count: int, temperature: float) -> None:
+        settings = transformers.GenerationConfig(**_settings(count, temperature, plan.top_p))
+        tensor = torch.tensor(ids, device=model.device)
+        model.generate(tensor, attention_mask=torch.ones_like(tensor), generation_config=settings)
+
+    def calibrate(fitting: Any) -> None:
+        """Sampling from another seed than the recording's, even if that is greedy: repetitions tell little."""
+        torch.manual_seed(plan.seed + 1)
+        texts = [encode(text) for text in calibration.texts]
+        length = plan.prompt + (plan.generate or plan.prompt)
+        bar = tqdm(total=calibration.tokens, unit="token", desc="calibration", disable=None)
+        with bar, fitting.watching(model, bar.update):
+            for ids, count in calibrating.batches(texts, calibration.tokens, plan.prompt, length, plan.batch):
+                generate(ids, count, plan.temperature or 1.0)
+
+    recorder = None
+    progress: tqdm
     try:
-        with _terminated_as_interrupted(), progress, recorder:
-            for start in range(0, len(prompts), plan.batch):
-                ids = torch.tensor(prompts[start : start + plan.batch], device=model.device)
-                recorder.batch(len(ids), plan.prompt, plan.generate)
-                model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+        with _terminated_as_interrupted():
+            predictors, note = calibration.predictors(model, origin["model"], plan.output, calibrate)
+            torch.manual_seed(plan.seed)
+            recorder = record.Recorder(
+                model,
+                plan.output,
+                origin=origin | {"notes": origin["notes"] + note},
+                weights=plan.weights,
+                router_input=plan.router_input,
+                predictors=predictors,
+                on_step=lambda tokens: progress.update(tokens),
+            )
+            with tqdm(total=plan.tokens, unit="token", disable=None) as progress, recorder:
+                for start in range(0, len(prompts), plan.batch):
+                    ids = prompts[start : start + plan.batch]
+                    recorder.batch(len(ids), plan.prompt, plan.generate)
+                    generate(ids, plan.generate, plan.temperature)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted, {_left(recorder)}") from None
     except torch.OutOfMemoryError:
@@ -65,13 +86,15 @@ class _Plan:
                 f"sequences: found {count} with {len(given)} prompts, expected at most as many: "
                 "without sampling the others would be copies"
             )
-        self.settings = _settings(config, self.generate)
+        self.top_p = build.positive(config, "top_p", most=1)
+        self.temperature = 0.0 if config.temperature == 0 else build.positive(config, "temperature")
+        self.weights, self.router_input = _flag(config, "weights"), _flag(config, "router_input")
         self.prompts = [given[number % len(given)] for number in range(count)]
         self.tokens = count * (self.prompt + self.generate)
 
 
 def _libraries() -> list[Any]:
-    names = ("experiments.loading", "runtime.record", "torch", "transformers")
+    names = ("experiments.calibration", "experiments.loading", "runtime.record", "torch", "transformers")
     try:
         return [importlib.import_module(name) for name in names]
     except ModuleNotFoundError as error:
@@ -87,17 +110,15 @@ def _flag(config: DictConfig, name: str) -> bool:
     return value
 
 
-def _settings(config: DictConfig, generate: int) -> dict[str, Any]:
+def _settings(generate: int, temperature: float, top_p: float) -> dict[str, Any]:
     """Arguments of transformers' GenerationConfig.
 
     One token more than asked for: the last one is drawn but not run, and a token has routing once it is run.
     min_new_tokens rules out the end of the text, so that the sequences of a batch stay equally long.
     """
     lengths = {"max_new_tokens": generate + 1, "min_new_tokens": generate + 1, "num_beams": 1, "pad_token_id": 0}
-    top_p = build.positive(config, "top_p", most=1)
-    if config.temperature == 0:
+    if temperature == 0:
         return {"do_sample": False, **lengths}
-    temperature = build.positive(config, "temperature")
     return {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": top_p, **lengths}
 
 
@@ -115,8 +136,8 @@ def _origin(config: DictConfig, model: Any, seed: int) -> dict[str, Any]:
 
 
 def _left(recorder: Any) -> str:
-    if recorder.written is None:
-        return "nothing was written"
+    if recorder is None or recorder.written is None:
+        return "nothing was recorded"
     return f"the {recorder.tokens} tokens finished are in {recorder.written}"
 
 

@@ -108,9 +108,7 @@ def draw_resident(shape: tuple[int, ...], cache_share: float, rng: np.random.Gen
     return places < held
 
 
-def expected_seconds(
-    cost: CostModel, workloads: Ints, resident: NDArray[np.bool_], tokens: int, slices: int
-) -> float:
+def expected_seconds(cost: CostModel, workloads: Ints, resident: NDArray[np.bool_], tokens: int, slices: int) -> float:
     """Mean time of layer steps from router to join: the makespan of `Frontier`, and what the CPU's part adds to it.
 
     Args:
@@ -121,16 +119,12 @@ def expected_seconds(
     """
     over = cost.overheads
     total = 0.0
-    for workload, held in zip(
-        np.repeat(workloads, slices, axis=1), np.repeat(resident, slices, axis=1), strict=True
-    ):
+    for workload, held in zip(np.repeat(workloads, slices, axis=1), np.repeat(resident, slices, axis=1), strict=True):
         status = np.where(held, np.int8(Status.RESIDENT), np.int8(Status.ABSENT))
         active = np.flatnonzero(workload).astype(np.int32)
         on_gpu = np.zeros(workload.size, np.bool_)
         copy_time = float(cost.copy[0]) + over.issue_gap
-        total += frontier(
-            active, workload, status, cost.cpu[workload], cost.gpu[workload], copy_time, CORE, on_gpu
-        )
+        total += frontier(active, workload, status, cost.cpu[workload], cost.gpu[workload], copy_time, CORE, on_gpu)
         moved = int(workload[active][~on_gpu[active]].sum())
         if moved:
             total += 2 * (over.transfer_latency + min(moved, tokens) * over.transfer_per_token) + over.merge

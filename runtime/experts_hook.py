@@ -1,16 +1,19 @@
-"""See what reaches the experts of a model, at the point that transformers publishes for it."""
+"""See what reaches the experts of a model, at the point that transformers publishes for it, and its routers."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from runtime.moe_layers import MoeLayer
+
 Seen = Callable[[nn.Module, Tensor, Tensor], None]
+Read = Callable[[int, Tensor], None]
 
 
 @contextmanager
@@ -29,6 +32,22 @@ def watching(seen: Seen) -> Iterator[None]:
     finally:
         for name, original in originals.items():
             _restore(name, original)
+
+
+@contextmanager
+def reading(layers: Sequence[MoeLayer], read: Read) -> Iterator[None]:
+    """Call read(number of the MoE layer, what its router gets as [N, hidden]) each time a router is about to run.
+
+    The tensor is the model's own: copy what is to outlive the call.
+    """
+
+    def hook(number: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _, inputs: read(number, inputs[0].detach().reshape(-1, inputs[0].shape[-1]))
+
+    with ExitStack() as stack:
+        for number, layer in enumerate(layers):
+            stack.callback(layer.router.register_forward_pre_hook(hook(number)).remove)
+        yield
 
 
 def _reporting(seen: Seen, original: Callable | None) -> Callable:

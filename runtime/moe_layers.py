@@ -16,12 +16,19 @@ _ROUTER_NAMES = ("gate", "router")
 
 @dataclass(frozen=True)
 class MoeLayer:
-    """One MoE layer: dotted name of its experts in the model, the experts, their number and their router."""
+    """One MoE layer of a model.
+
+    name     dotted name of its experts in the model
+    experts  the experts, `count` of them
+    router   the module beside them that scores them
+    block    the module that holds both, and calls one after the other
+    """
 
     name: str
     experts: nn.Module
     count: int
     router: nn.Module
+    block: nn.Module
 
     @property
     def unit_bytes(self) -> int:
@@ -31,11 +38,18 @@ class MoeLayer:
 
     @property
     def router_weight(self) -> Tensor:
-        """[E, H], the router's matrix; InputError for a router that is no single matrix."""
+        """[E, H], the router's matrix; InputError for a router that is no single matrix, or one that was offloaded."""
         found = _matrices(self.router, self.count)
         if len(found) != 1:
             raise InputError(f"router of {self.name}: found {len(found)} matrices of {self.count} rows, expected one")
+        if found[0].is_meta:
+            raise InputError(f"router of {self.name}: found its matrix offloaded, expected it in memory")
         return found[0]
+
+    @property
+    def hidden(self) -> int:
+        """Width of what the router reads; errors of `router_weight`."""
+        return int(self.router_weight.shape[1])
 
 
 def moe_layers(model: nn.Module) -> list[MoeLayer]:
@@ -62,7 +76,7 @@ def _layer(name: str, experts: nn.Module, parent: nn.Module) -> MoeLayer:
     children = dict(parent.named_children())
     for router in _ROUTER_NAMES:
         if router in children and _matrices(children[router], count):
-            return MoeLayer(name, experts, count, children[router])
+            return MoeLayer(name, experts, count, children[router], parent)
     raise InputError(
         f"router of {name}: found none among {', '.join(children)}, expected {' or '.join(_ROUTER_NAMES)} "
         f"with a matrix of {count} rows"

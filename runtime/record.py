@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from policies.types import InputError
-from runtime.experts_hook import watching
+from runtime.experts_hook import reading, watching
+from runtime.guesses import Guesses
 from runtime.moe_layers import MoeLayer, moe_layers
+from runtime.predictors import Predictor
 from runtime.rows import RowFiles
 from traces.container import check_writable
 from traces.metadata import Metadata
@@ -28,15 +30,19 @@ from traces.trace import Trace, id_type
 _HALF_MAX = 65504.0
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Batch:
-    """Sequences that run together, `length` tokens each; `done` of them are on disk from row `start` on."""
+    """Sequences that run together, `length` tokens each; `done` of them are on disk from row `start` on.
+
+    cosine  by predictor name, float64 [sequences, L], sums over the tokens done
+    """
 
     start: int
     sequences: int
     prompt: int
     length: int
     done: int = 0
+    cosine: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
 
 class Recorder:
@@ -47,6 +53,8 @@ class Recorder:
     origin        fields of `Metadata` that the model does not know: model, revision, text, seed, notes
     weights       keep the router weights too
     router_input  keep each router's input and matrix too: 2 bytes x T x L x hidden width
+    predictors    keep what each of these chooses for every layer from the layers before it, and the cosine of
+                  predicted and true router input
     on_step       called after each step with the tokens it had
 
     Announce each batch by `batch`, then run the model on it in any way (`model(...)`, `model.generate(...)`):
@@ -66,6 +74,7 @@ class Recorder:
         origin: dict[str, Any] | None = None,
         weights: bool = True,
         router_input: bool = False,
+        predictors: Sequence[Predictor] = (),
         on_step: Callable[[int], None] | None = None,
     ) -> None:
         self._model = model
@@ -75,9 +84,11 @@ class Recorder:
         self._number = {id(layer.experts): number for number, layer in enumerate(self._layers)}
         self._weights = weights
         self._router_weight = _router_weight(self._layers) if router_input else None
+        self._guesses = Guesses(predictors, len(self._layers)) if predictors else None
         self._on_step = on_step
         self._lengths: list[int] = []
         self._prompts: list[int] = []
+        self._cosine: dict[str, list[NDArray[np.float64]]] = {}
         self._batch: _Batch | None = None
         self._step: dict[tuple[str, int], Tensor] | None = None
         self._top_k = 0
@@ -103,9 +114,8 @@ class Recorder:
             stack.enter_context(watching(self._seen))
             stack.callback(self._model.register_forward_pre_hook(self._begin).remove)
             stack.callback(self._model.register_forward_hook(self._end).remove)
-            if self._router_weight is not None:
-                for number, layer in enumerate(self._layers):
-                    stack.callback(layer.router.register_forward_pre_hook(self._router_hook(number)).remove)
+            if self._router_weight is not None or self._guesses is not None:
+                stack.enter_context(reading(self._layers, self._read))
             self._stack = stack.pop_all()
         return self
 
@@ -131,6 +141,8 @@ class Recorder:
 
     def _begin(self, *_: Any) -> None:
         self._step = {}
+        if self._guesses is not None:
+            self._guesses.begin()
 
     def _seen(self, experts: nn.Module, ids: Tensor, weights: Tensor) -> None:
         number = self._number.get(id(experts))
@@ -143,14 +155,16 @@ class Recorder:
         self._step["experts", number] = flat.to(torch.int32, copy=True)
         if self._weights:
             self._step["weights", number] = weights.detach().reshape(flat.shape).to(torch.float16, copy=True)
+        if self._guesses is not None:
+            self._guesses.check(number, flat)
 
-    def _router_hook(self, number: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if self._step is not None:
-                flat = inputs[0].detach().reshape(-1, inputs[0].shape[-1])
-                self._step["router_input", number] = flat.clamp(-_HALF_MAX, _HALF_MAX).to(torch.float16, copy=True)
-
-        return hook
+    def _read(self, number: int, x: Tensor) -> None:
+        if self._step is None or (self._guesses is not None and self._guesses.busy):
+            return
+        if self._router_weight is not None:
+            self._step["router_input", number] = x.clamp(-_HALF_MAX, _HALF_MAX).to(torch.float16, copy=True)
+        if self._guesses is not None:
+            self._guesses.read(number, x)
 
     def _end(self, *_: Any) -> None:
         step, self._step = self._step, None
@@ -159,12 +173,16 @@ class Recorder:
         kinds = ["experts", "weights"][: 1 + self._weights] + ["router_input"] * (self._router_weight is not None)
         arrays = {kind: self._gather(kind, step) for kind in kinds}
         arrays["experts"] = self._ids(arrays["experts"])
+        cosine: dict[str, NDArray[np.float64]] = {}
+        if self._guesses is not None:
+            ids, cosine = self._guesses.end(arrays["experts"].shape[-1])
+            arrays |= {f"predicted.{name}": self._ids(found, f"predicted.{name}") for name, found in ids.items()}
         if self._weights and not (np.isfinite(arrays["weights"]) & (arrays["weights"] >= 0)).all():
             raise InputError(
                 "router weights: found one below zero or not finite, expected none; weights=false leaves them out"
             )
         try:
-            self._append(arrays)
+            self._append(arrays, cosine)
         except OSError as error:
             raise self._named(error) from None
         if self._on_step is not None:
@@ -184,19 +202,20 @@ class Recorder:
                 )
         return torch.stack([part.to(parts[0].device) for part in parts], dim=1).cpu().numpy()
 
-    def _ids(self, found: NDArray[np.int32]) -> NDArray[Any]:
+    def _ids(self, found: NDArray[np.int32], name: str = "experts") -> NDArray[Any]:
         """Ids in the trace's type; those of no expert, as models hand over for dropped tokens, become none."""
         count = self._layers[0].count
         none = int(np.iinfo(id_type(count)).max)
         ids = np.where((found >= 0) & (found < count), found, none).astype(id_type(count))
         ordered = np.sort(ids, axis=-1)
         if np.any((ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] != none)):
-            raise InputError("experts: found an id twice for one token of a layer, expected different ones")
+            raise InputError(f"{name}: found an id twice for one token of a layer, expected different ones")
         return ids
 
     # ---- on disk ---------------------------------------------------------------------------------
 
-    def _append(self, arrays: dict[str, NDArray[Any]]) -> None:
+    def _append(self, arrays: dict[str, NDArray[Any]], cosine: dict[str, NDArray[np.float64]]) -> None:
+        """Write one step; `cosine` [N, L] by predictor name."""
         batch, tokens = self._batch, len(arrays["experts"])
         if batch is None:
             raise InputError("recorder: found a forward pass, expected batch() before it")
@@ -213,7 +232,10 @@ class Recorder:
             for sequence in range(batch.sequences):
                 rows = array[sequence * width : (sequence + 1) * width]
                 self._files.put(name, rows, batch.start + sequence * batch.length + batch.done)
-        batch.done += width  # last: a step that was cut off is not counted
+        sums = {name: values.reshape(batch.sequences, width, -1).sum(axis=1) for name, values in cosine.items()}
+        sums = {name: added + batch.cosine.get(name, 0) for name, added in sums.items()}
+        # Last, and in one: a step that was cut off is not counted.
+        self._batch = replace(batch, done=batch.done + width, cosine=sums)
 
     def _close_batch(self) -> None:
         """Count the batch in; what it has of fewer tokens than announced moves together."""
@@ -224,6 +246,8 @@ class Recorder:
             for sequence in range(batch.sequences):
                 source, target = (batch.start + sequence * size for size in (batch.length, batch.done))
                 self._files.move(source, target, batch.done)
+        for name, sums in batch.cosine.items():
+            self._cosine.setdefault(name, []).append(sums / batch.done)
         self._lengths += [batch.done] * batch.sequences
         self._prompts += [min(batch.prompt, batch.done)] * batch.sequences
 
@@ -231,13 +255,17 @@ class Recorder:
         self._close_batch()
         if self._files is None or not self._lengths:
             return
+        arrays = self._files.arrays(sum(self._lengths))
+        predicted = {name: arrays.pop(f"predicted.{name}") for name in self._cosine}
         trace = Trace(
             metadata=self._metadata(),
             sequence=np.repeat(np.arange(len(self._lengths), dtype=np.int32), self._lengths),
             position=np.concatenate([np.arange(length, dtype=np.int32) for length in self._lengths]),
             prompt_length=np.array(self._prompts, np.int32),
             router_weight=self._router_weight,
-            **self._files.arrays(sum(self._lengths)),
+            predicted=predicted,
+            cosine={name: np.concatenate(parts).astype(np.float32) for name, parts in self._cosine.items()},
+            **arrays,
         )
         trace.save(self._path)
         self.written = self._path

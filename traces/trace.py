@@ -1,7 +1,8 @@
 """`Trace`: which experts every token of some sequences was routed to, and its file.
 
 The file is one .safetensors with the arrays of `Trace` under their names (`predicted.<source>` one layer
-ahead, `predicted.<source>.<h>` for h >= 2 layers ahead) and `Metadata` as the strings of its header.
+ahead, `predicted.<source>.<h>` for h >= 2 layers ahead; `cosine.` likewise) and `Metadata` as the strings of
+its header.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from traces.metadata import Metadata, from_strings
 FORMAT = "dali-trace"
 Ids = NDArray[np.uint8 | np.uint16]
 _CHUNK = 1024
+_BY_SOURCE = ("predicted", "cosine")
+_COSINE_MAX = 1.001  # what rounding may add
 
 
 def none_id(ids: Ids) -> int:
@@ -48,6 +51,9 @@ class Trace:
     predicted      ids like `experts` by "source" (one layer ahead) or "source.h" (h >= 2 layers ahead):
                    row l holds the ids predicted FOR layer l from the gate input of layer l - h, none for
                    l < h
+    cosine         float32 [S, L] by the names of `predicted`, which need not be there: mean over a sequence's
+                   tokens of the cosine between the gate input predicted for layer l and the true one, NaN for
+                   l < h (Table 8 of arXiv 2602.03495)
     router_input   float16 [T, L, H] and router_weight float16 or float32 [L, E, H], or None: input and
                    matrix of each gate, so that a new predictor can be tried offline (values unchecked)
 
@@ -61,6 +67,7 @@ class Trace:
     prompt_length: Ints
     weights: NDArray[np.float16] | None = None
     predicted: dict[str, Ids] = field(default_factory=dict)
+    cosine: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     router_input: NDArray[np.float16] | None = None
     router_weight: NDArray[Any] | None = None
 
@@ -73,6 +80,9 @@ class Trace:
         _check_ids("experts", self.experts, self.metadata.experts, 0)
         for name, ids in self.predicted.items():
             _check_ids(f"predicted.{name}", ids, self.metadata.experts, _split(name)[1])
+        for name, cosine in self.cosine.items():
+            _check_array(f"cosine.{name}", cosine, (self.sequences, self.layers), ("float32",))
+            _check_cosine(f"cosine.{name}", cosine, _split(name, "cosine")[1])
         if self.weights is not None:
             _check_weights(self.weights)
 
@@ -87,12 +97,17 @@ class Trace:
 
     @classmethod
     def _from_arrays(cls, arrays: container.Arrays, metadata: Metadata) -> Trace:
-        predicted = {name[10:]: arrays.pop(name) for name in list(arrays) if name.startswith("predicted.")}
+        values: dict[str, Any] = {
+            kind: {
+                name.removeprefix(f"{kind}."): arrays.pop(name) for name in list(arrays) if name.startswith(f"{kind}.")
+            }
+            for kind in _BY_SOURCE
+        }
         needed = {"experts", "sequence", "position", "prompt_length"}
         optional = {"weights", "router_input", "router_weight"}
         if not needed <= arrays.keys() <= needed | optional:
             raise InputError(f"found arrays {sorted(arrays)}, expected {sorted(needed)} and at most {sorted(optional)}")
-        return cls(metadata=metadata, predicted=predicted, **arrays)
+        return cls(metadata=metadata, **values | arrays)
 
     def save(self, path: str | Path) -> None:
         """Write the trace; an existing file is replaced once the new one is whole."""
@@ -101,11 +116,12 @@ class Trace:
     def _arrays(self) -> container.Arrays:
         names = ("experts", "sequence", "position", "prompt_length", "weights", "router_input", "router_weight")
         arrays = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        return arrays | {f"predicted.{name}": ids for name, ids in self.predicted.items()}
+        return arrays | {f"{kind}.{name}": a for kind in _BY_SOURCE for name, a in getattr(self, kind).items()}
 
     def _set(self, name: str, array: NDArray[Any]) -> None:
-        if name.startswith("predicted."):
-            self.predicted[name[10:]] = array
+        kind, dot, source = name.partition(".")
+        if dot:
+            getattr(self, kind)[source] = array
         else:
             object.__setattr__(self, name, array)
 
@@ -175,7 +191,8 @@ class Trace:
             raise InputError(f"predictor {source}: found recall {recall}, expected shares between 0 and 1")
         others = {name: ids for name, ids in self.predicted.items() if _split(name)[0] != source}
         made = {predictor_name(source, h): _emulate(self, recalls[h - 1], rng, h) for h in range(1, ahead + 1)}
-        return replace(self, predicted=others | made)
+        cosine = {name: values for name, values in self.cosine.items() if _split(name)[0] != source}
+        return replace(self, predicted=others | made, cosine=cosine)
 
 
 def predictor_name(source: str, ahead: int) -> str:
@@ -183,12 +200,10 @@ def predictor_name(source: str, ahead: int) -> str:
     return source if ahead == 1 else f"{source}.{ahead}"
 
 
-def _split(name: str) -> tuple[str, int]:
+def _split(name: str, kind: str = "predicted") -> tuple[str, int]:
     match = re.fullmatch(r"([A-Za-z][A-Za-z0-9_-]*)(?:\.([2-9]|[1-9]\d))?", name, re.ASCII)
     if match is None or match[1] == "oracle":
-        raise InputError(
-            f"predicted.{name}: expected a source other than oracle, optionally .h for h >= 2 layers ahead"
-        )
+        raise InputError(f"{kind}.{name}: expected a source other than oracle, optionally .h for h >= 2 layers ahead")
     return match[1], int(match[2] or 1)
 
 
@@ -315,6 +330,14 @@ def _first_bad_weight(bits: NDArray[np.uint16]) -> int:
         if (bits[i] & 0x7C00) == 0x7C00 or bits[i] > 0x8000:
             return i
     return -1
+
+
+def _check_cosine(name: str, cosine: NDArray[np.float32], first_layer: int) -> None:
+    if not np.isnan(cosine[:, :first_layer]).all():
+        raise InputError(f"{name}: found a number below layer {first_layer}, expected NaN there")
+    values = cosine[:, first_layer:]
+    if not (np.abs(values) < _COSINE_MAX).all():
+        raise InputError(f"{name}: found one that is not between -1 and 1")
 
 
 def _emulate(trace: Trace, recall: float, rng: np.random.Generator, ahead: int) -> Ids:

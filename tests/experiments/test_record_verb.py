@@ -10,7 +10,7 @@ import pytest
 
 from experiments import record
 from experiments.cli import main
-from experiments.prompts import BUILT_IN, fit, read_prompts
+from experiments.prompts import BUILT_IN, CALIBRATION, fit, read_prompts
 from traces.trace import Trace
 
 SHAPE = {
@@ -22,7 +22,8 @@ SHAPE = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
 }
-RUN = ["output=t.safetensors", "tokenizer=bytes", "batch=3", "prompt=6", "generate=4", "device=cpu"]
+PLAIN = ["output=t.safetensors", "tokenizer=bytes", "batch=3", "prompt=6", "generate=4", "device=cpu"]
+RUN = [*PLAIN, "predictors=[]"]
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +120,117 @@ def test_terminated_run_keeps_what_was_finished(here, models, capsys, monkeypatc
     assert line == "dali record: interrupted, the 30 tokens finished are in t.safetensors"
     assert Trace.load(here / "t.safetensors").sequences == 3
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+# ---- predictors ------------------------------------------------------------------------------------
+
+
+def recorded(name: str, *arguments: str):
+    assert main(["record", *PLAIN, f"output={name}.safetensors", "sequences=3", *arguments]) == 0
+    return Trace.load(f"{name}.safetensors")
+
+
+def test_predictors_by_default(here, models):
+    """Two MoE layers leave one layer ahead; fitted to at least the tokens asked for, kept, and used again."""
+    model = f"model={models / 'moe'}"
+    trace = recorded("t", model, "calibration.tokens=75")
+    assert trace.sources == {"gate": 1, "residual": 1, "ridge": 1}
+    assert {name: array.shape for name, array in trace.cosine.items()} == dict.fromkeys(trace.sources, (3, 2))
+    assert trace.metadata.notes.endswith("predictors fitted to 80 tokens of built-in calibration prompts")
+    assert sorted(file.name for file in here.iterdir()) == ["t.predictors.safetensors", "t.safetensors"]
+    recorded("again", model, "calibration.file=t.predictors.safetensors")
+    assert (here / "again.safetensors").read_bytes() == (here / "t.safetensors").read_bytes()
+    assert not (here / "again.predictors.safetensors").exists()
+    plain = recorded("plain", model, "predictors=null")
+    assert np.array_equal(plain.experts, trace.experts)
+    assert plain.sources == {}
+    assert recorded("gate", model, "predictors=gate").sources == {"gate": 1}
+    assert not (here / "gate.predictors.safetensors").exists()
+
+
+def test_calibration_text_is_what_predictors_are_fitted_to(here, models):
+    """20 sequences of 10 tokens from a text of 40: it is read in four pieces, and then continued."""
+    (here / "text.txt").write_text("The quick brown fox jumps over a wall...")
+    one = f"model={models / 'moe'}"
+    text = recorded("text", one, "calibration.tokens=200", "calibration.prompts=text.txt")
+    assert text.metadata.notes.endswith("200 tokens of text.txt")
+    other = recorded("other", one, "calibration.tokens=200")
+    assert np.array_equal(text.experts, other.experts)
+    assert not np.array_equal(text.cosine["residual"], other.cosine["residual"])
+
+
+def test_pieces_of_long_texts_then_starts_that_the_model_continues():
+    calibration = pytest.importorskip("experiments.calibration", reason="needs the runtime extra")
+    texts = [list(range(10)), list(range(10, 33)), [99]]  # 2 and 5 pieces of 4, and none
+    pieces = [[0, 1, 2, 3], [4, 5, 6, 7], *([at, at + 1, at + 2, at + 3] for at in range(10, 30, 4))]
+    assert list(calibration.batches(texts, 28, 2, 4, 4)) == [(pieces[:4], 0), (pieces[4:], 0)]
+    assert list(calibration.batches(texts, 9, 2, 4, 4)) == [([pieces[0], pieces[2], pieces[4]], 0)]
+    *_, (starts, rest) = calibration.batches(texts, 40, 2, 4, 4)
+    assert (starts, rest) == ([[0, 1], [10, 11], [99, 99]], 2)
+
+
+def test_built_in_texts_differ():
+    assert not set(CALIBRATION) & set(BUILT_IN)
+    assert len(set(CALIBRATION)) == len(CALIBRATION)
+
+
+def test_interrupted_calibration(here, models, capsys, monkeypatch):
+    import transformers
+
+    def interrupt(*_, **__):
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(transformers.MixtralForCausalLM, "generate", interrupt)
+    line = fails(capsys, f"model={models / 'moe'}", *PLAIN, status=130)
+    assert line == "dali record: interrupted, nothing was recorded"
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["predictors=[gate,magic]"], ["predictors", "magic", "gate, residual, ridge"]),
+        (["predictors=[gate,gate]"], ["predictors", "gate"]),
+        (["ahead=0"], ["ahead", "0"]),
+        (["calibration.tokens=0"], ["calibration.tokens", "0"]),
+        (["calibration.prompts=missing.txt"], ["missing.txt"]),
+        (["calibration.prompts=p.txt"], ["calibration.prompts", "recorded too"]),
+        (["calibration.prompts=same.jsonl"], ["calibration.prompts", "'one", "recorded too"]),
+        (["calibration.prompts=empty.txt"], ["empty.txt", "no text"]),
+        (["calibration.file=missing.safetensors"], ["missing.safetensors", "no such file"]),
+        (["calibration.file=p.txt"], ["p.txt", "safetensors"]),
+    ],
+)
+def test_one_line_names_the_fault_of_a_calibration(here, models, capsys, arguments, named):
+    (here / "p.txt").write_text("one prompt of a recording\nand another\n")
+    (here / "same.jsonl").write_text('{"text": "and more"}\n{"text": "one prompt of a recording"}\n')
+    (here / "empty.txt").write_text(" \n")
+    line = fails(capsys, f"model={models / 'moe'}", *PLAIN, "prompts=p.txt", *arguments)
+    for word in named:
+        assert word in line
+    assert sorted(file.name for file in here.iterdir()) == ["empty.txt", "p.txt", "same.jsonl"]
+
+
+def test_predictors_of_another_model(here, models, capsys):
+    import transformers
+
+    recorded("t", f"model={models / 'moe'}", "calibration.tokens=40")
+    config = transformers.MixtralConfig(**SHAPE, num_local_experts=4, num_experts_per_tok=2)
+    transformers.MixtralForCausalLM(config).save_pretrained(here / "four")
+    capsys.readouterr()
+    line = fails(capsys, "model=four", *PLAIN, "output=u.safetensors", "calibration.file=t.predictors.safetensors")
+    assert "t.predictors.safetensors: fitted for moe with experts 6, found a model with experts 4" in line
+
+
+def test_full_disk_while_keeping_predictors(here, models, capsys):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, hard))
+    try:
+        line = fails(capsys, f"model={models / 'moe'}", *PLAIN, "calibration.tokens=40")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert line.startswith("dali record: t.predictors.safetensors: ")
+    assert list(here.iterdir()) == []
 
 
 # ---- bad input -------------------------------------------------------------------------------------

@@ -32,6 +32,13 @@ def assert_equal(a: Trace, b: Trace) -> None:
         np.testing.assert_array_equal(array, b._arrays()[name], err_msg=name)
 
 
+def cosines(trace: Trace, first_layer: int) -> Any:
+    """float32 [S, L], distinct numbers, NaN below first_layer."""
+    values = np.linspace(-1, 1, trace.sequences * trace.layers, dtype=np.float32).reshape(-1, trace.layers)
+    values[:, :first_layer] = np.nan
+    return values
+
+
 @pytest.fixture
 def trace(random_trace: Make) -> Trace:
     made = random_trace(1).with_predictor("gate", 0.7, np.random.default_rng(2), ahead=2)
@@ -40,6 +47,7 @@ def trace(random_trace: Make) -> Trace:
     return dataclasses.replace(
         made,
         metadata=metadata,
+        cosine={"gate": cosines(made, 1), "gate.2": cosines(made, 2)},
         router_input=rng.random((made.tokens, 3, 4)).astype(np.float16),
         router_weight=rng.random((3, 8, 4)).astype(np.float32),
     )
@@ -125,6 +133,11 @@ BAD = {
     "gap ahead": (lambda t: {"predicted": {"gate.2": t.predicted["gate.2"]}}, r"found layers ahead \[2\], exp"),
     "oracle": (lambda t: {"predicted": {"oracle": t.predicted["gate"]}}, "expected a source other than oracle"),
     "source": (lambda t: {"predicted": {"a b": t.predicted["gate"]}}, "predicted.a b: expected a source"),
+    "cosine shape": (lambda t: {"cosine": {"gate": t.cosine["gate"][:2]}}, r"cosine.gate: found float32 \[2, 3\], exp"),
+    "cosine early": (lambda t: {"cosine": {"gate.2": t.cosine["gate"]}}, "cosine.gate.2: found a number below layer 2"),
+    "cosine range": (lambda t: {"cosine": {"gate": t.cosine["gate"] * 2}}, "cosine.gate: found one that is not betw"),
+    "cosine NaN": (lambda t: {"cosine": {"gate": t.cosine["gate.2"]}}, "cosine.gate: found one that is not between"),
+    "cosine name": (lambda t: {"cosine": {"a b": t.cosine["gate"]}}, "cosine.a b: expected a source"),
     "router": (lambda t: {"router_weight": None}, "router_input and router_weight: found one without the other"),
     "router width": (lambda t: {"router_weight": t.router_weight[..., :3]}, r"expected float16 or float32 \[3, 8, 4\]"),
 }
@@ -240,6 +253,12 @@ def test_an_emulated_predictor_is_a_valid_guess(
         new = ((ids[:, h:, :, None] != trace.experts[:, h:, None, :]).all(axis=-1) & (ids[:, h:] != 255)).sum(axis=-1)
         # Of the 5 experts a token leaves 5 - top_k unused: so many ids can be replaced, further ones are none.
         np.testing.assert_array_equal(new, np.minimum(top_k - kept, 5 - top_k))
+
+
+def test_an_emulated_predictor_has_no_cosines(trace: Trace) -> None:
+    assert set(trace.cosine) == {"gate", "gate.2"}
+    assert trace.with_predictor("gate", 0.5, np.random.default_rng(0)).cosine == {}
+    assert trace.with_predictor("other", 0.5, np.random.default_rng(0)).cosine == trace.cosine
 
 
 def test_recall_of_an_emulated_predictor(random_trace: Make) -> None:
