@@ -337,13 +337,15 @@ def workload(scene: Scene, config: DictConfig, batch: int) -> Workload:
 
 def sliced(scene: Scene, policy: Policy, workload: Workload) -> tuple[Scene, Workload]:
     """Scene and workload in the units that the policy asks for; GPU memory stays what it is."""
-    slices = policy.slices
-    if slices is None or slices == scene.slices:
+    if policy.slices is None or policy.slices == scene.slices:
         return scene, workload
-    if slices == "auto":
+    if policy.slices == "auto":
         known, _ = expert_popularity(scene.trace, workload.sliced(1))
         share = scene.slots / (scene.model.layers * scene.units)
-        slices = choose_slices(scene.model, scene.platform, workload.step_sizes, share, known)
+        in_flight = getattr(policy.assignment, "in_flight", 0.0)
+        slices = choose_slices(scene.model, scene.platform, workload.step_sizes, share, known, in_flight=in_flight)
+    else:
+        slices = policy.slices
     scene.model.unit_bytes(slices)  # InputError where it does not divide
     return replace(scene, slices=slices, slots=scene.slots * slices // scene.slices), workload.sliced(slices)
 

@@ -29,13 +29,13 @@ WITHIN = 1e-12
 
 
 class Probe:
-    """Answers as one assignment policy would, and asks the others about the same views.
+    """Answers as one assignment policy would, and asks the others about the same views but for the first `skip`.
 
     rows  name, seconds of the call, makespan and DALI's objective of each answer, and the layer step it belongs to
     """
 
-    def __init__(self, leader: str, policies: dict[str, AssignmentPolicy], seldom: str, every: int) -> None:
-        self.leader, self.policies, self.seldom, self.every = leader, policies, seldom, every
+    def __init__(self, leader: str, policies: dict[str, AssignmentPolicy], seldom: str, every: int, skip: int) -> None:
+        self.leader, self.policies, self.seldom, self.every, self.skip = leader, policies, seldom, every, skip
         self.overlap = policies[leader].overlap
         self.rows: list[tuple[str, float, float, float, int]] = []
         self._count = 0
@@ -47,13 +47,15 @@ class Probe:
 
     def assign(self, view: LayerView) -> Bools:
         """Bool [U]."""
+        counts = self._count >= self.skip
         for name, policy in self.policies.items():
-            if name == self.seldom and self._count % self.every:
+            if name != self.leader and (not counts or (name == self.seldom and self._count % self.every)):
                 continue
             began = time.perf_counter()
             on_gpu = policy.assign(view)
             seconds = time.perf_counter() - began
-            self.rows.append((name, seconds, makespan(view, on_gpu), paper_makespan(view, on_gpu), self._count))
+            if counts:
+                self.rows.append((name, seconds, makespan(view, on_gpu), paper_makespan(view, on_gpu), self._count))
             if name == self.leader:
                 answer = on_gpu.copy()
         self._count += 1
@@ -99,7 +101,7 @@ def run(config: DictConfig, overrides: list[str]) -> None:
         gaps = gap_table(calls)
         gaps.to_parquet(place / "assignments.parquet", index=False)
         results.to_parquet(place / "results.parquet", index=False)
-        found = summary(gaps, calls, results, names[0], names[1])
+        found = summary(gaps, results, names[0], names[1])
         (place / "summary.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         figures_gap.save_all(gaps, results, names, place)
         notes = [note for scene in scenes for note in scene.notes]
@@ -115,9 +117,8 @@ class _Scene:
     """A model with its routing, and the policies as they are configured for it."""
 
     def __init__(self, config: DictConfig, overrides: list[str], entry: str, names: list[str]) -> None:
-        own = [*overrides, *entry.split()]
+        own = [*overrides, *entry.split(), "+cache_share=1", "+expert_memory_gb=null"]
         whole = build.configuration("gap", own)
-        whole.cache_share, whole.expert_memory_gb = 1, None
         self.scene = build.scene(whole)
         self.policies = dict(build.policy("gap", own, name, self.scene.model) for name in names)
         self.scene = build.with_predictors(self.scene, self.policies.values(), whole)
@@ -127,8 +128,8 @@ class _Scene:
     def cases(self, config: DictConfig) -> list[Case]:
         """Every cache share with every workload."""
         prefill = build.whole(config, "prefill.sequences"), build.whole(config, "prefill.tokens")
-        steps = build.whole(config, "decode_steps")
-        made = [(batch, "decode", self._workload(batch, 0, steps)) for batch in build.wholes(config, "batch")]
+        decode = build.whole(config, "decode.prompt", 0), build.whole(config, "decode.steps")
+        made = [(batch, "decode", self._workload(batch, *decode)) for batch in build.wholes(config, "batch")]
         made.append((prefill[0], "prefill", self._workload(*prefill, 0)))
         units = self.scene.model.layers * self.scene.units
         cases = []
@@ -155,7 +156,8 @@ class _Scene:
 def _assignments(case: Case, policy: Policy, names: list[str], every: int) -> pd.DataFrame:
     """Every call of every assignment policy on the layer steps of one run of `policy`."""
     parts = {name: build.part("assignment", name) for name in names}
-    probe = Probe(EXACT, parts, ILP, every)
+    before = sum(step.phase != case.phase for step in case.workload.steps()) * case.workload.layers
+    probe = Probe(EXACT, parts, ILP, every, before)
     simulate(case.scene, case.scene.platform, replace(policy, assignment=probe), case.workload, ())
     calls = pd.DataFrame(probe.rows, columns=["assignment", "seconds", "makespan", "paper", "layer_step"])
     best = calls[calls["assignment"] == EXACT].set_index("layer_step")["makespan"]
@@ -218,9 +220,8 @@ def _runs(case: Case, policies: dict[str, Policy], names: list[str]) -> list[dic
 
 def _bound(case: Case) -> dict[str, float]:
     cost = roofline(case.scene.model, case.scene.platform, case.workload.max_tokens, case.scene.slices)
-    shape, _ = build.shape(case.scene, case.workload)
-    seconds = lower_bound(case.workload, shape, case.scene.slots, cost).total
-    steps = list(case.workload.steps())
+    seconds = lower_bound(case.workload, case.scene.slots, cost).phases[case.phase]
+    steps = [step for step in case.workload.steps() if step.phase == case.phase]
     tokens = sum(step.tokens for step in steps)
     return {"steps": len(steps), "tokens": tokens, "seconds": seconds, "tokens_per_s": tokens / seconds}
 
@@ -228,26 +229,23 @@ def _bound(case: Case) -> dict[str, float]:
 # ---- what is said ----------------------------------------------------------------------------------
 
 
-def summary(
-    gaps: pd.DataFrame, calls: pd.DataFrame, results: pd.DataFrame, chosen: str, against: str
-) -> dict[str, Any]:
+def summary(gaps: pd.DataFrame, results: pd.DataFrame, chosen: str, against: str) -> dict[str, Any]:
     """Fractions, over all cases and by scene, batch and cache share."""
     cells = [
-        {**dict(zip(("scene", "batch", "phase", "cache_share"), key, strict=True)), **_figures(*parts, chosen, against)}
-        for key, parts in _cells(gaps, calls, results)
+        {**dict(zip(("scene", "batch", "phase", "cache_share"), key, strict=True)), **_figures(parts, chosen, against)}
+        for key, parts in _cells(gaps, results)
     ]
-    return {**_figures(gaps, calls, results, chosen, against), "cases": cells}
+    return {**_figures((gaps, results), chosen, against), "cases": cells}
 
 
-def _cells(gaps: pd.DataFrame, calls: pd.DataFrame, results: pd.DataFrame) -> Any:
+def _cells(gaps: pd.DataFrame, results: pd.DataFrame) -> Any:
     keys = ["scene", "batch", "phase", "cache_share"]
-    groups = [dict(list(frame.groupby(keys, sort=False))) for frame in (gaps, calls, results)]
-    return ((key, tuple(group[key] for group in groups)) for key in groups[0])
+    groups = [dict(list(frame.groupby(keys, sort=False))) for frame in (gaps, results)]
+    return ((key, (groups[0][key], groups[1][key])) for key in groups[0])
 
 
-def _figures(
-    gaps: pd.DataFrame, calls: pd.DataFrame, results: pd.DataFrame, chosen: str, against: str
-) -> dict[str, Any]:
+def _figures(parts: tuple[pd.DataFrame, pd.DataFrame], chosen: str, against: str) -> dict[str, Any]:
+    gaps, results = parts
     found: dict[str, Any] = {}
     for name in gaps["assignment"].unique():
         part = gaps[gaps["assignment"] == name]
@@ -328,7 +326,8 @@ def _waterfall_lines(results: pd.DataFrame, names: list[str]) -> str:
 def _call_lines(gaps: pd.DataFrame) -> str:
     rows = []
     for label, part in _labelled(gaps):
-        cells = [f"{1e6 * row.call_median:.0f} us, {1e3 * row.seconds_mean:.2f} ms" for row in part.itertuples()]
+        times = zip(part["call_median"].to_numpy(), part["seconds_mean"].to_numpy(), strict=True)
+        cells = [f"{1e6 * call:.0f} us, {1e3 * seconds:.2f} ms" for call, seconds in times]
         rows.append([label, *cells])
     return table(["model, cache, batch", *(str(name) for name in gaps["assignment"].unique())], rows)
 

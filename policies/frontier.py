@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from policies.assignment import _Assignment
+from policies.assignment import ABSENT, LANDING, _Assignment
 from policies.checks import require_count
 from policies.jit import kernel
-from policies.types import Bools, Bytes, Floats, InputError, Ints, LayerView, Status
+from policies.types import Bools, Bytes, Floats, InputError, Ints, LayerView
 
-ABSENT = int(Status.ABSENT)
 MOST_CORE = 16
 
 # A unit's place in one integer that sorts ascending: ready before absent, heavier first, lower id first.
@@ -47,11 +46,13 @@ def sorted_units(active: Ints, workload: Ints, here: Bytes) -> tuple[Ints, int]:
 
 
 @kernel
-def best_cut(order: Ints, ready: int, cpu_time: Floats, gpu_time: Floats, copy_time: float) -> tuple[int, int, float]:
+def best_cut(
+    order: Ints, ready: int, cpu_time: Floats, gpu_time: Floats, copy_time: float, delay: float
+) -> tuple[int, int, float]:
     """The cut of smallest makespan among all (ready + 1) * (absent + 1): kept, fetched, makespan in seconds.
 
     With every unit fetched the CPU's time falls and the GPU's rises, so the best number of ready units to give
-    back to the CPU never falls: one sweep over both numbers meets the best cut.
+    back to the CPU never falls: one sweep over both numbers meets the best cut.  The first copy starts at `delay`.
     """
     cpu = 0.0
     ready_gpu = 0.0
@@ -68,7 +69,7 @@ def best_cut(order: Ints, ready: int, cpu_time: Floats, gpu_time: Floats, copy_t
             unit = order[ready + fetched - 1]
             cpu -= cpu_time[unit]
             fetched_gpu += gpu_time[unit]
-            link_gpu = max(link_gpu, fetched * copy_time) + gpu_time[unit]
+            link_gpu = max(link_gpu, delay + fetched * copy_time) + gpu_time[unit]
         if link_gpu >= best:
             break
         while True:
@@ -85,7 +86,7 @@ def best_cut(order: Ints, ready: int, cpu_time: Floats, gpu_time: Floats, copy_t
 
 @kernel
 def _sets(
-    units: Ints, first: int, size: int, cpu_time: Floats, gpu_time: Floats, copy_time: float
+    units: Ints, first: int, size: int, cpu_time: Floats, gpu_time: Floats, copy_time: float, delay: float
 ) -> tuple[Floats, Floats, Floats]:
     """Every way to divide `size` of the `units`, those before them on the GPU and those after them on the CPU.
 
@@ -93,7 +94,7 @@ def _sets(
         units: int32 [n], heavier first.
         first, size: the units divided are units[first : first + size].
         cpu_time, gpu_time: float64 [U], seconds.
-        copy_time: seconds of one copy, 0 for ready units.
+        copy_time, delay: seconds of one copy and before the first; both 0 for ready units.
 
     Returns:
         float64 [2^size] each, seconds: CPU time, GPU time, and when the GPU would be done if it had no other
@@ -102,7 +103,7 @@ def _sets(
     cpu, gpu, link = np.zeros(1 << size), np.zeros(1 << size), np.zeros(1 << size)
     for i in range(first):
         gpu[0] += gpu_time[units[i]]
-        link[0] = max(link[0], (i + 1) * copy_time) + gpu_time[units[i]]
+        link[0] = max(link[0], delay + (i + 1) * copy_time) + gpu_time[units[i]]
     for i in range(first + size, units.size):
         cpu[0] += cpu_time[units[i]]
     copies = np.full(1 << size, first)
@@ -114,7 +115,7 @@ def _sets(
             cpu[chosen] = cpu[without]
             cpu[without] += cpu_time[unit]
             gpu[chosen] = gpu[without] + gpu_time[unit]
-            link[chosen] = max(link[without], copies[chosen] * copy_time) + gpu_time[unit]
+            link[chosen] = max(link[without], delay + copies[chosen] * copy_time) + gpu_time[unit]
     return cpu, gpu, link
 
 
@@ -128,7 +129,7 @@ def _window(units: int, cut: int, size: int) -> int:
 def _write(units: Ints, first: int, size: int, chosen: int, on_gpu: Bools) -> None:
     """Units before `first` to the GPU, of the next `size` those whose bit is set in `chosen`, no others."""
     for i in range(units.size):
-        on_gpu[units[i]] = i < first or (i < first + size and (chosen >> (i - first)) & 1)
+        on_gpu[units[i]] = i < first or (i < first + size and (chosen >> (i - first)) & 1 == 1)
 
 
 @kernel
@@ -139,13 +140,17 @@ def frontier(
     cpu_time: Floats,
     gpu_time: Floats,
     copy_time: float,
+    delay: float,
     core: int,
     on_gpu: Bools,
 ) -> float:
-    """Rule of `Frontier`, written to `on_gpu` bool [U]; returns the makespan in seconds."""
+    """Rule of `Frontier`, written to `on_gpu` bool [U]; returns the makespan in seconds.
+
+    The first copy starts at `delay` seconds.
+    """
     order, n_ready = sorted_units(active, workload, here)
     ready, absent = order[:n_ready], order[n_ready:]
-    kept, fetched, best = best_cut(order, n_ready, cpu_time, gpu_time, copy_time)
+    kept, fetched, best = best_cut(order, n_ready, cpu_time, gpu_time, copy_time, delay)
     if core == 0:
         _write(ready, kept, 0, 0, on_gpu)
         _write(absent, fetched, 0, 0, on_gpu)
@@ -155,8 +160,8 @@ def frontier(
     of_absent = min(absent.size, core - of_ready)
     first_ready = _window(ready.size, kept, of_ready)
     first_absent = _window(absent.size, fetched, of_absent)
-    ready_cpu, ready_gpu, _ = _sets(ready, first_ready, of_ready, cpu_time, gpu_time, 0.0)
-    absent_cpu, absent_gpu, link = _sets(absent, first_absent, of_absent, cpu_time, gpu_time, copy_time)
+    ready_cpu, ready_gpu, _ = _sets(ready, first_ready, of_ready, cpu_time, gpu_time, 0.0, 0.0)
+    absent_cpu, absent_gpu, link = _sets(absent, first_absent, of_absent, cpu_time, gpu_time, copy_time, delay)
     best_ready, best_absent, best = 0, 0, np.inf
     for a in range(absent_cpu.size):
         for r in range(ready_cpu.size):
@@ -168,22 +173,37 @@ def frontier(
     return best
 
 
+@kernel
+def copies_under_way(status: Bytes) -> int:
+    """Units that are landing, of int8 [L, U]."""
+    landing = 0
+    for value in status.ravel():
+        landing += value == LANDING
+    return landing
+
+
 class Frontier(_Assignment):
-    """The best cut, and all divisions of the `core` units nearest to it.
+    """The best cut, and every division of the `core` units around it.
 
     A cut is a number of ready units kept on the GPU and a number of absent ones fetched, heavier first (module
-    `policies.frontier`).  The best cut is the best of all of them under `policies.cost.makespan`; so it is never
-    worse than all units on either device, than the resident units alone on the GPU, or than HybriMoE's
-    schedule, each of which is a cut.  A cut leaves at most about one unit's time between the devices; the units
-    around it are therefore divided in every way.  With at most `core` active units the result is the optimum.
+    `policies.frontier`).  The best cut is the best of all of them under `policies.cost.makespan`, so it is never
+    worse than all units on one device, than the ready units alone on the GPU, or than HybriMoE's schedule, each
+    of which is a cut.  Where units are few, a cut leaves much between the two devices; so the units around it
+    are divided in every way.  With at most `core` active units the result is the optimum.
 
-    `core` 0 is the cut alone.
+    core       units divided in every way, at most 16 (2^core sums); 0 = the cut alone
+    in_flight  share of a copy that is expected to be left of one under way at `begin`, for whichever layer: demand
+               copies wait for it.  With c copies under way they wait for c - 1 + in_flight of them; 0 = for
+               none, as `makespan` has it.  What is said above then holds of the makespan with that wait
     """
 
-    def __init__(self, core: int = 8) -> None:
+    def __init__(self, core: int = 8, in_flight: float = 0.0) -> None:
         self.core = require_count("Frontier.core", core, least=0)
         if core > MOST_CORE:
             raise InputError(f"Frontier.core: found {core}, expected at most {MOST_CORE}")
+        if not 0 <= in_flight <= 1:
+            raise InputError(f"Frontier.in_flight: found {in_flight}, expected a share from 0 to 1")
+        self.in_flight = float(in_flight)
 
     def assign(self, view: LayerView) -> Bools:
         """Bool [U]."""
@@ -194,7 +214,15 @@ class Frontier(_Assignment):
             view.cpu_time,
             view.gpu_time,
             view.copy_time,
+            self._delay(view),
             self.core,
             self._on_gpu,
         )
         return self._on_gpu
+
+    def _delay(self, view: LayerView) -> float:
+        """Seconds until the link is expected to take this layer step's first copy."""
+        if self.in_flight == 0:
+            return 0.0
+        copies = copies_under_way(view.status)
+        return (copies - 1 + self.in_flight) * view.copy_time if copies else 0.0

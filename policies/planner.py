@@ -84,12 +84,12 @@ class Policy:
     staging: int = 2
     swaps_first: bool = False
     attention_on: str = "gpu"
-    slices: int | str | None = None
+    slices: int | Literal["auto"] | None = None
 
     def __post_init__(self) -> None:
         if self.staging < 2:
             raise InputError(f"policy {self.name}: found staging {self.staging}, expected at least 2 slots")
-        if self.slices not in (None, "auto"):
+        if self.slices is not None and self.slices != "auto":
             require_count(f"policy {self.name}: slices", self.slices, least=1)
 
 

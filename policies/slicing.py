@@ -21,6 +21,7 @@ from policies.roofline import ModelShape, Platform, roofline
 from policies.types import Floats, InputError, Ints, Status
 
 COUNTS = (1, 2, 4, 8)
+NEARLY = 1.01
 CORE = 8
 # A layer step of t tokens costs t * experts random numbers; as many steps are drawn as fit, within these bounds.
 NUMBERS = 1 << 20
@@ -34,10 +35,11 @@ def choose_slices(
     cache_share: float,
     popularity: Floats | None = None,
     counts: Sequence[int] = COUNTS,
+    in_flight: float = 0.5,
     least_gain: float = 0.03,
     seed: int = 0,
 ) -> int:
-    """The smallest count whose expected time is within `least_gain` of the best one's; 1 unless slices pay.
+    """The count of least expected time, or the smallest one nearly as good; 1 if none saves `least_gain` of its time.
 
     Every count is timed on the same routing and the same resident experts (`expected_seconds`).
 
@@ -47,7 +49,9 @@ def choose_slices(
         cache_share: share of the experts that is resident, 0 to 1.
         popularity: float64 [L, E], share of tokens by expert; None = all alike.
         counts: slices to choose from besides 1; those that do not divide the expert's inner width are left out.
-        least_gain: share of the time that a larger count must save.
+        in_flight: share of a copy that is left, on average, of a prefetch or swap under way when a layer step begins;
+            0 for policies that make neither.
+        least_gain: share of the time of whole experts that slices must save.
         seed: of the routing that is drawn.
 
     Raises:
@@ -58,8 +62,9 @@ def choose_slices(
     for tokens, times in steps.items():
         require_count("choose_slices.steps, tokens", tokens)
         require_count("choose_slices.steps, number", times)
-    if not 0 <= least_gain < 1:
-        raise InputError(f"choose_slices.least_gain: found {least_gain}, expected a share from 0 to below 1")
+    for name, share in (("in_flight", in_flight), ("least_gain", least_gain)):
+        if not 0 <= share < 1:
+            raise InputError(f"choose_slices.{name}: found {share}, expected a share from 0 to below 1")
     possible = sorted({1} | {count for count in counts if count >= 1 and model.expert_width % count == 0})
     seconds = dict.fromkeys(possible, 0.0)
     for tokens, times in steps.items():
@@ -68,9 +73,11 @@ def choose_slices(
         resident = draw_resident(workloads.shape, cache_share, rng)
         for count in possible:
             cost = roofline(model, platform, int(workloads.max()), count)
-            seconds[count] += times * expected_seconds(cost, workloads, resident, tokens, count)
-    most = min(seconds.values()) / (1 - least_gain)
-    return next(count for count in possible if seconds[count] <= most)
+            seconds[count] += times * expected_seconds(cost, workloads, resident, tokens, count, in_flight)
+    best = min(seconds.values())
+    if best > seconds[1] * (1 - least_gain):
+        return 1
+    return next(count for count in possible if seconds[count] <= best * NEARLY)
 
 
 def draw_workloads(model: ModelShape, tokens: int, popularity: Floats | None, rng: np.random.Generator) -> Ints:
@@ -108,24 +115,43 @@ def draw_resident(shape: tuple[int, ...], cache_share: float, rng: np.random.Gen
     return places < held
 
 
-def expected_seconds(cost: CostModel, workloads: Ints, resident: NDArray[np.bool_], tokens: int, slices: int) -> float:
-    """Mean time of layer steps from router to join: the makespan of `Frontier`, and what the CPU's part adds to it.
+def expected_seconds(
+    cost: CostModel,
+    workloads: Ints,
+    resident: NDArray[np.bool_],
+    tokens: int,
+    slices: int,
+    in_flight: float = 0.0,
+) -> float:
+    """Mean time of layer steps from router to join under the assignment of `Frontier`.
+
+    On top of the makespan: crossing activations and the merge, where the CPU takes part, and the contended time of
+    CPU jobs while the link works through a copy under way and the demand copies.
 
     Args:
         cost: of units, an expert being `slices` of them.
         workloads: int32 [draws, E]; resident: bool [draws, E], of whole experts.
         tokens: of a step.
         slices: units an expert.
+        in_flight: share of a copy that is left of one under way at begin.
     """
     over = cost.overheads
+    copy_time = float(cost.copy[0]) + over.issue_gap
+    delay = in_flight * copy_time
     total = 0.0
     for workload, held in zip(np.repeat(workloads, slices, axis=1), np.repeat(resident, slices, axis=1), strict=True):
         status = np.where(held, np.int8(Status.RESIDENT), np.int8(Status.ABSENT))
         active = np.flatnonzero(workload).astype(np.int32)
-        on_gpu = np.zeros(workload.size, np.bool_)
-        copy_time = float(cost.copy[0]) + over.issue_gap
-        total += frontier(active, workload, status, cost.cpu[workload], cost.gpu[workload], copy_time, CORE, on_gpu)
-        moved = int(workload[active][~on_gpu[active]].sum())
-        if moved:
-            total += 2 * (over.transfer_latency + min(moved, tokens) * over.transfer_per_token) + over.merge
+        gpu = np.zeros(workload.size, np.bool_)
+        cpu_time, gpu_time = cost.cpu[workload], cost.gpu[workload]
+        seconds = frontier(active, workload, status, cpu_time, gpu_time, copy_time, delay, CORE, gpu)
+        on_cpu = workload[active[~gpu[active]]]
+        if on_cpu.size:
+            copying = delay + copy_time * np.count_nonzero(gpu & ~held & (workload > 0))
+            alone, contended = float(cost.cpu[on_cpu].sum()), float(cost.cpu_contended[on_cpu].sum())
+            # The share of the work that is done while the link copies takes longer by contended / alone.
+            cpu = alone + min(contended, copying) * (1 - alone / contended)
+            crossing = over.transfer_latency + min(int(on_cpu.sum()), tokens) * over.transfer_per_token
+            seconds = max(seconds, cpu + 2 * crossing + over.merge)
+        total += seconds
     return total / len(workloads)
