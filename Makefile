@@ -5,10 +5,10 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help compare bench test lint format clean
+.PHONY: help compare bench test test-slow lint format clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 	@echo 'ARGS="..." is passed on to the command, e.g. make compare ARGS="platform=rtx4090_ddr5"'
 
 compare: .venv/base ## compare all policies in the simulator (installs the base packages first, no torch)
@@ -19,6 +19,9 @@ bench: .venv/dev ## measure the speed of simulator and planner
 
 test: .venv/dev ## run all tests
 	$(BIN)/pytest $(ARGS)
+
+test-slow: .venv/dev ## run the tests that take minutes
+	$(BIN)/pytest -m slow $(ARGS)
 
 lint: .venv/dev ## style, formatting, types, import layers
 	$(BIN)/ruff check .

@@ -25,13 +25,13 @@ from traces.workload import Workload
 EXACT, ILP, PARTS = "exact", "ilp", ("assignment", "prefetch", "cache")
 # Bars of the waterfall: name, and the parts that are replaced so far.
 WATERFALL = (("exact assignment", "assignment"), ("Belady cache", "cache"), ("perfect one-layer prefetch", "prefetch"))
-WITHIN = 1e-12
+CALL = ("assignment", "seconds", "makespan", "paper", "layer_step")
 
 
 class Probe:
     """Answers as one assignment policy would, and asks the others about the same views but for the first `skip`.
 
-    rows  name, seconds of the call, makespan and DALI's objective of each answer, and the layer step it belongs to
+    rows  entries of `CALL`: seconds of the call, makespan and DALI's objective of the answer
     """
 
     def __init__(self, leader: str, policies: dict[str, AssignmentPolicy], seldom: str, every: int, skip: int) -> None:
@@ -159,7 +159,7 @@ def _assignments(case: Case, policy: Policy, names: list[str], every: int) -> pd
     before = sum(step.phase != case.phase for step in case.workload.steps()) * case.workload.layers
     probe = Probe(EXACT, parts, ILP, every, before)
     simulate(case.scene, case.scene.platform, replace(policy, assignment=probe), case.workload, ())
-    calls = pd.DataFrame(probe.rows, columns=["assignment", "seconds", "makespan", "paper", "layer_step"])
+    calls = pd.DataFrame(probe.rows, columns=list(CALL))
     best = calls[calls["assignment"] == EXACT].set_index("layer_step")["makespan"]
     calls["exact"] = best.loc[calls["layer_step"]].to_numpy()
     return calls.assign(**case.key)

@@ -24,13 +24,12 @@ class Overhead:
         generator = torch.Generator().manual_seed(0)
         self.ids = torch.randint(0, 256, (SEQUENCES, PREFILL), generator=generator)
 
-    def prefill_ratio(self) -> float:
-        """One pair of runs."""
-        return self._ratio(self._prefill, (SEQUENCES, PREFILL, 0))
-
-    def decode_ratio(self) -> float:
-        """One pair of runs."""
-        return self._ratio(self._decode, (SEQUENCES, DECODE_PROMPT, DECODED))
+    def ratios(self) -> dict[str, float]:
+        """Time of the steps with a recorder over the time without, of one pair of runs each."""
+        return {
+            "recording_prefill": self._ratio(self._prefill, (SEQUENCES, PREFILL, 0)),
+            "recording_decode": self._ratio(self._decode, (SEQUENCES, DECODE_PROMPT, DECODED)),
+        }
 
     @torch.no_grad()
     def _prefill(self) -> None:

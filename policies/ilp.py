@@ -106,7 +106,7 @@ def solve(
 
     problem.solve(_solver(solver, time_limit_ms))
     optimal = problem.sol_status == pulp.LpSolutionOptimal
-    if not optimal and (time_limit_ms is None or problem.status not in (pulp.LpStatusOptimal, pulp.LpStatusNotSolved)):
+    if not optimal and (time_limit_ms is None or not _out_of_time(problem, solver)):
         raise InputError(f"ILP: {solver} reports {pulp.LpStatus[problem.status]!r}, expected a solution")
     on_gpu = np.zeros(view.workload.size, np.bool_)
     for unit, variable in chosen.items():
@@ -151,6 +151,15 @@ def _solver(name: str, time_limit_ms: int | None) -> Any:
         package = {"highs": "highspy", "cbc": "pulp[cbc]"}[name]
         raise InputError(f"ILP.solver: found {name!r}, which is not installed (pip install '{package}')")
     return found
+
+
+def _out_of_time(problem: Any, solver: str) -> bool:
+    """Whether the solver stopped without a proof, and not for another reason than time."""
+    if solver == "highs":
+        model = problem.solverModel
+        return bool(model.modelStatusToString(model.getModelStatus()) == "Time limit reached")
+    # Of CBC's answers PuLP keeps "stopped", with or without an assignment; no limit but time is set.
+    return problem.status in (pulp.LpStatusOptimal, pulp.LpStatusNotSolved)
 
 
 def _program(view: LayerView, objective: str, limit: int, scale: float) -> tuple[Any, dict[int, Any]]:

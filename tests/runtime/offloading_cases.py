@@ -1,0 +1,182 @@
+"""What the tests of `runtime.offload` share: tiny models, policies as configured, stand-ins for predictors."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the runtime extra")
+transformers = pytest.importorskip("transformers", reason="needs the runtime extra")
+
+from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402
+
+from experiments.build import policy as configured  # noqa: E402
+from policies.cost import CostModel, Overheads  # noqa: E402
+from runtime.arena import HostArena  # noqa: E402
+from runtime.moe_layers import moe_layers  # noqa: E402
+from runtime.offloading import Offload, offload  # noqa: E402
+
+EXPERTS, TOP_K, VOCABULARY = 8, 2, 128
+# One configuration for all: each architecture reads the names it knows.
+TINY = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "sliding_window": 8,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 24,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "num_dense_layers": 1,
+    "decoder_sparse_step": 1,
+    "n_group": 2,
+    "topk_group": 1,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    **dict.fromkeys(["num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"], EXPERTS),
+    **dict.fromkeys(["num_experts_per_tok", "moe_k", "moe_topk"], TOP_K),
+}
+# Architecture -> what it needs besides.
+ARCHITECTURES = {
+    "mixtral": {},
+    "qwen2_moe": {},
+    "qwen3_moe": {},
+    "qwen3_next": {"num_hidden_layers": 4},
+    "qwen3_5_moe_text": {"num_hidden_layers": 4},
+    "olmoe": {},
+    "flex_olmo": {},
+    "gpt_oss": {},
+    "granitemoe": {},
+    "granitemoeshared": {},
+    "phimoe": {},
+    "hunyuan_v1_moe": {},
+    "minimax": {},
+    "deepseek_v2": {"num_key_value_heads": 4},
+    "jamba": {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
+    "deepseek_v3": {"num_key_value_heads": 4},
+    "glm4_moe": {},
+    "glm4_moe_lite": {"num_key_value_heads": 4},
+    "dots1": {},
+    "ernie4_5_moe": {},
+    "minimax_m2": {},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention", "full_attention"]},
+    "nemotron_h": {"moe_latent_size": 16},
+    "afmoe": {},
+}
+LIVE_POLICIES = ("naive", "on_demand", "hybrimoe", "dali", "frontier")
+
+
+def tiny(kind: str, **others):
+    if kind not in transformers.models.auto.configuration_auto.CONFIG_MAPPING:
+        pytest.skip(f"transformers {transformers.__version__} has no {kind}")
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **(TINY | ARCHITECTURES.get(kind, {}) | others))
+    model = AutoModelForCausalLM.from_config(config).eval()
+    if not model._can_set_experts_implementation():
+        pytest.skip(f"{kind} of transformers {transformers.__version__}: no experts interface")
+    # Biases and correction terms begin at zero: then a test would not see them left out.
+    for name, tensor in [*model.named_buffers(), *model.named_parameters()]:
+        if name.endswith("bias") and tensor.is_floating_point():
+            tensor.data.uniform_(-0.5, 0.5)
+    return model
+
+
+def prompts(sequences: int, length: int):
+    return torch.randint(3, VOCABULARY, (sequences, length), generator=torch.Generator().manual_seed(1))
+
+
+def generate(model, ids, count: int):
+    """Logits [count, B, V] and tokens [B, count] of greedy decoding; none ends early."""
+    out = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_logits=True,
+        max_new_tokens=count,
+        min_new_tokens=count,
+    )
+    return torch.stack(out.logits), out.sequences[:, ids.shape[1] :]
+
+
+def costs(layers: int, copy: float = 3e-4, tokens: int = 512) -> CostModel:
+    """The GPU takes 10 us and 2 us a token, the CPU 100 us a token, a copy 300 us: all policies mix both sides."""
+    w = np.arange(tokens + 1, dtype=np.float64)
+    cpu, gpu = w * 1e-4, np.where(w > 0, 1e-5 + w * 2e-6, 0)
+    copies = np.full(layers, copy)
+
+    def nothing(*_):
+        return 0.0
+
+    return CostModel(cpu, cpu, gpu, copies, copies, Overheads(), nothing, nothing)
+
+
+class RawGate:
+    """The next layers' matrices on what this layer's router reads: any guess will do, numbers must not depend on it."""
+
+    ahead = 3
+
+    def __init__(self, model):
+        self._layers = moe_layers(model)
+
+    def choose(self, layer, h, x):
+        weight = self._layers[layer + h].router_weight
+        if weight.shape[1] != x.shape[1]:
+            return torch.zeros((len(x), 1), dtype=torch.int64)
+        return (x.float() @ weight.float().T).topk(TOP_K).indices
+
+
+def offloaded(model, name: str, capacity=4, **others) -> Offload:
+    """`runtime.offload` on the CPU of a policy of conf/policy, with costs and predictors for it."""
+    guess = RawGate(model)
+    defaults = {
+        "capacity": capacity,
+        "device": "cpu",
+        "believed": costs(len(moe_layers(model))),
+        "predictors": {"gate": guess, "residual": guess},
+    }
+    return offload(model, configured("compare", [], name)[1], **(defaults | others))
+
+
+def state(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_restored(model, before) -> None:
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    hooks = {(len(m._forward_pre_hooks), len(m._forward_hooks)) for m in model.modules()}
+    assert hooks == {(0, 0)}
+    assert {m.config._experts_implementation for m in (layer.experts for layer in moe_layers(model))} <= {
+        "grouped_mm",
+        "eager",
+    }
+
+
+def relative(found, expected) -> float:
+    """Largest difference over the largest number."""
+    return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+class SlowArena(HostArena):
+    """A link whose copies are late by random times."""
+
+    def __init__(self, rng, most: float):
+        super().__init__()
+        self._rng, self._most = rng, most
+
+    def copy_bytes(self, to, what):
+        import time
+
+        time.sleep(float(self._rng.random()) * self._most)
+        super().copy_bytes(to, what)
