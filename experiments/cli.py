@@ -24,6 +24,7 @@ VERBS = {
         "experiments.train_tiny",
         "train the small model that comes with the project",
     ),
+    "report": ("experiments.report", "one self-contained HTML page from a results folder"),
     "bench": ("experiments.bench", "measure the speed of simulator, planner and replay"),
 }
 HELP = {"-h", "--help"}

@@ -9,7 +9,7 @@ import pandas as pd
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from experiments import build, figures
+from experiments import analysis, build, figures, what_if
 from experiments.results import finished, folder, number, share, stamp, table
 from policies.planner import Planner, Policy
 from policies.roofline import Platform, roofline
@@ -49,26 +49,23 @@ def run(config: DictConfig, overrides: list[str]) -> None:
 
     with folder(build.text(config, "output"), "compare", config) as place:
         simulations: dict[tuple[str, int], Simulation] = {}
+        changed = what_if.changes(scene, believed)
+        largest = max(workloads)
         total = sum(workload.n_steps for workload in workloads.values()) * len(policies)
+        total += workloads[largest].n_steps * len(changed)
         with tqdm(total=total, unit="step", desc="simulating") as bar:
             for batch, workload in workloads.items():
                 kept = recorded if batch == shown else ()
                 for name, policy in policies:
                     bar.set_postfix_str(f"batch {batch}, {name}")
                     simulations[name, batch] = simulate(scene, believed, policy, workload, kept, bar)
+            results = _results(simulations, policies, baseline)
+            helped = what_helps(changed, results, dict(policies), workloads[largest], bar)
         spans = {name: simulation.spans for (name, batch), simulation in simulations.items() if batch == shown}
         for name, each in spans.items():
             each.save(place / f"{_file_name(name)}.timeline.json.gz", name)
-        results = pd.DataFrame(
-            [
-                {"policy": name, "batch": batch, "phase": phase, **summarise(simulation, phase)}
-                for (name, batch), simulation in simulations.items()
-                for phase in PHASES
-                if phase in simulation.columns["phase"]
-            ]
-        )
-        results["speedup"] = speedups(results, baseline)
         results.to_parquet(place / "results.parquet", index=False)
+        helped.to_parquet(place / "what_if.parquet", index=False)
         pd.concat(
             [
                 pd.DataFrame(simulation.columns).assign(policy=name, batch=batch)
@@ -86,11 +83,13 @@ def run(config: DictConfig, overrides: list[str]) -> None:
             for phase in PHASES
             if phase in set(results["phase"])
         )
-        lines = _inputs(scene, workloads)
-        (place / "summary.md").write_text(_summary(title, [*lines, *notes], overview, drawn, results), encoding="utf-8")
+        lines, said = _inputs(scene, workloads), analysis.sentences(results, helped)
+        summary = _summary(title, [*lines, *notes], said, overview, drawn, results)
+        (place / "summary.md").write_text(summary, encoding="utf-8")
         final = finished(place)
     print("\n".join([title, *lines, *(f"Note: {note}" for note in notes), "", overview, "", f"Results: {final}"]))
     print(f"Figures there: {', '.join(drawn)}; timelines, for ui.perfetto.dev: *.timeline.json.gz")
+    print("\n".join(["", f"{analysis.HEADING}:", *(f"- {sentence}" for sentence in said)]))
 
 
 def check_memory(name: str, policy: Policy, scene: build.Scene) -> None:
@@ -168,6 +167,47 @@ def summarise(simulation: Simulation, phase: str) -> dict[str, float]:
         "imbalance": total["imbalance"] / layer_steps,
         "planning": simulation.planning * layer_steps / seconds,
     }
+
+
+def what_helps(
+    changed: dict[str, tuple[build.Scene, Platform]],
+    results: pd.DataFrame,
+    policies: dict[str, Policy],
+    workload: Workload,
+    bar: Any = None,
+) -> pd.DataFrame:
+    """Tokens/s of the policy that is fastest on the (largest) workload with one part of the machine changed at a time.
+
+    A row a change; columns policy, batch, phase, change, tokens_per_s, gain (times the speed without the change).
+    """
+    phase, batch, name = analysis.phases(results)[0], results["batch"].max(), analysis.winner(results)
+    before = results.set_index(["policy", "batch", "phase"])["tokens_per_s"].loc[name, batch, phase]
+    rows = []
+    for change, (scene, believed) in changed.items():
+        if bar is not None:
+            bar.set_postfix_str(f"batch {batch}, {name} with {change}")
+        speed = summarise(simulate(scene, believed, policies[name], workload, (), bar), phase)["tokens_per_s"]
+        row = {"policy": name, "batch": batch, "phase": phase, "change": change}
+        rows.append({**row, "tokens_per_s": speed, "gain": speed / before})
+    return pd.DataFrame(rows)
+
+
+def _results(
+    simulations: dict[tuple[str, int], Simulation], policies: list[tuple[str, Policy]], baseline: str
+) -> pd.DataFrame:
+    """A row a policy, batch and phase."""
+    foresight = {name: policy.prefetch.source == "oracle" or policy.cache.needs_next_use for name, policy in policies}
+    results = pd.DataFrame(
+        [
+            {"policy": name, "batch": batch, "phase": phase, **summarise(simulation, phase)}
+            for (name, batch), simulation in simulations.items()
+            for phase in PHASES
+            if phase in simulation.columns["phase"]
+        ]
+    )
+    results["speedup"] = speedups(results, baseline)
+    results["knows_future"] = results["policy"].map(foresight)
+    return results
 
 
 def speedups(results: pd.DataFrame, baseline: str) -> pd.Series:
@@ -259,7 +299,9 @@ def _details(results: pd.DataFrame, phase: str) -> str:
     return table(header, rows)
 
 
-def _summary(title: str, inputs: list[str], overview: str, drawn: list[str], results: pd.DataFrame) -> str:
+def _summary(
+    title: str, inputs: list[str], said: list[str], overview: str, drawn: list[str], results: pd.DataFrame
+) -> str:
     phases = [phase for phase in PHASES if phase in set(results["phase"])]
     parts = [
         f"# {title}",
@@ -267,6 +309,7 @@ def _summary(title: str, inputs: list[str], overview: str, drawn: list[str], res
         "Busy shares and hits of the overview are those of the largest batch.",
         overview,
         "\n\n".join(f"![{name}]({name})" for name in drawn),
+        f"## {analysis.HEADING}\n\n" + "\n".join(f"- {sentence}" for sentence in said),
         *(f"## {phase.capitalize()} in full\n\n{_details(results, phase)}" for phase in phases),
         stamp(),
     ]

@@ -80,7 +80,12 @@ def busy(results: pd.DataFrame, baseline: str) -> Figure:
 
 
 def timeline(spans: Mapping[str, Spans], step: int, layers: int, title: str, place: Path) -> None:
-    """Write `TIMELINE`: what GPU, CPU and link do in the first `layers` layers of a step, a panel for each policy.
+    """Write `TIMELINE`, see `draw_timeline`."""
+    FigureCanvasAgg(draw_timeline(spans, step, layers, title)).print_png(str(place / TIMELINE))
+
+
+def draw_timeline(spans: Mapping[str, Spans], step: int, layers: int, title: str) -> Figure:
+    """What GPU, CPU and link do in the first `layers` layers of a step, a panel for each policy.
 
     A panel is as long as those layers take under its policy, so that their lengths compare.
     """
@@ -102,7 +107,7 @@ def timeline(spans: Mapping[str, Spans], step: int, layers: int, title: str, pla
         [Patch(color=colour) for colour in legend.values()], legend, loc="outside lower center", ncols=6, frameon=False
     )
     figure.suptitle(title, fontsize=10)
-    FigureCanvasAgg(figure).print_png(str(place / TIMELINE))
+    return figure
 
 
 def _lanes(axes: Axes, spans: Spans, step: int, layers: int) -> None:
