@@ -35,17 +35,18 @@ def folder(toy) -> Path:
 def test_folder_holds_everything(folder):
     names = {path.name for path in folder.iterdir()}
     assert {"results.parquet", "steps.parquet", "summary.md", "config.yaml", *figures.NAMES} <= names
-    assert len([name for name in names if name.endswith(".timeline.json.gz")]) == 9
+    assert len([name for name in names if name.endswith(".timeline.json.gz")]) == 10
     for name in figures.NAMES:
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
 
 
 def test_rows_name_policy_batch_and_phase(folder):
     results = pd.read_parquet(folder / "results.parquet")
-    assert len(results) == 9 * 2 * 2
+    assert len(results) == 10 * 2 * 2
     assert not results.duplicated(["policy", "batch", "phase"]).any()
     assert set(results["policy"]) == {
-        "naive", "on_demand", "llama_cpp", "ktransformers", "fiddler", "moe_lightning", "hybrimoe", "dali", "oracle",
+        "naive", "on_demand", "llama_cpp", "ktransformers", "fiddler", "moe_lightning", "hybrimoe", "dali", "frontier",
+        "oracle",
     }  # fmt: skip
     assert (results[results["policy"] == "llama_cpp"]["speedup"] == 1).all()
 
