@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -200,13 +201,16 @@ def _runs(case: Case, policies: dict[str, Policy], names: list[str]) -> list[dic
     for part in PARTS:
         mixed = replace(against, **{part: getattr(chosen, part)})
         wanted.append((f"{names[1]} with {names[0]}'s {part}", "without", mixed))
+    wanted.append((f"{names[1]} with whole experts", "without", replace(against, slices=1)))
     for part in PARTS:
         mixed = replace(chosen, **{part: getattr(against, part)})
         wanted.append((f"{names[0]} with {names[1]}'s {part}", "with", mixed))
     ideal = {"assignment": build.part("assignment", EXACT)}
     # As many hints as the chosen policy gives, so that what they are worth is a matter of prediction alone.
     size = [f"size={chosen.prefetch.size}"] if hasattr(chosen.prefetch, "size") else []
-    ideal |= {"cache": build.part("cache", "belady"), "prefetch": build.part("prefetch", "oracle", *size)}
+    # From the same first residents, for the same reason.
+    fill = [f"fill={chosen.cache.fill}"] if hasattr(chosen.cache, "fill") else []
+    ideal |= {"cache": build.part("cache", "belady", *fill), "prefetch": build.part("prefetch", "oracle", *size)}
     step = chosen
     for name, part in WATERFALL:
         step = replace(step, **{part: ideal[part]})
@@ -215,12 +219,18 @@ def _runs(case: Case, policies: dict[str, Policy], names: list[str]) -> list[dic
     for name, kind, policy in wanted:
         found = summarise(simulate(case.scene, case.scene.platform, policy, case.workload, ()), case.phase)
         rows.append({**case.key, "name": name, "kind": kind, **found})
-    return [*rows, {**case.key, "name": "bound", "kind": "bound", **_bound(case)}]
+    return [*rows, {**case.key, "name": "bound", "kind": "bound", **_bound(case, policies.values())}]
 
 
-def _bound(case: Case) -> dict[str, float]:
-    cost = roofline(case.scene.model, case.scene.platform, case.workload.max_tokens, case.scene.slices)
-    seconds = lower_bound(case.workload, case.scene.slots, cost).phases[case.phase]
+def _bound(case: Case, policies: Iterable[Policy]) -> dict[str, float]:
+    """Of all policies: the least over the slices that they use."""
+    seconds = np.inf
+    for scene, workload in {
+        scene.slices: (scene, workload)
+        for scene, workload in (build.sliced(case.scene, policy, case.workload) for policy in policies)
+    }.values():
+        cost = roofline(scene.model, scene.platform, workload.max_tokens, scene.slices)
+        seconds = min(seconds, lower_bound(workload, scene.slots, cost).phases[case.phase])
     steps = [step for step in case.workload.steps() if step.phase == case.phase]
     tokens = sum(step.tokens for step in steps)
     return {"steps": len(steps), "tokens": tokens, "seconds": seconds, "tokens_per_s": tokens / seconds}

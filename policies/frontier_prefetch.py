@@ -46,11 +46,17 @@ def running_step(
 
 
 @kernel
-def demand_copies(cpu_times: Floats, cpu_total: float, copy_time: float, gpu_time: float) -> int:
-    """How many units, heaviest first, a layer would copy on demand: while the copy ends before the CPU does."""
+def demand_copies(cpu_times: Floats, cpu_total: float, gpu_total: float, copy_time: float, gpu_time: float) -> int:
+    """How many units, heaviest first, a layer would copy on demand: while the GPU ends with them before the CPU does.
+
+    `cpu_times` [n] falling, of the absent units; `gpu_total` of the resident ones; `gpu_time` of a unit's job.
+    """
     copies = 0
     left = cpu_total
-    while copies < cpu_times.size and (copies + 1) * copy_time + gpu_time < left - cpu_times[copies]:
+    while copies < cpu_times.size:
+        done = max((copies + 1) * copy_time, gpu_total + copies * gpu_time) + gpu_time
+        if done >= left - cpu_times[copies]:
+            break
         left -= cpu_times[copies]
         copies += 1
     return copies
@@ -122,6 +128,7 @@ def rank_savings(
         target = layer + 1 + row
         n = 0
         cpu_total = 0.0
+        idle_total = 0.0
         gpu_total = 0.0
         for unit in range(units):
             w = min(int(np.ceil(predicted[row, unit])), cpu.size - 1)
@@ -129,6 +136,7 @@ def rank_savings(
                 ids[n] = unit
                 times[n] = cpu_contended[w]
                 cpu_total += times[n]
+                idle_total += cpu[w]
                 n += 1
             elif w > 0:
                 gpu_total += gpu[w]
@@ -137,27 +145,26 @@ def rank_savings(
             continue
         cpu_total += joining
         slowest = times[:n].max()
-        if row > 0 and copy[target] + gpu[1] < cpu_total - slowest and link + copy[target] > start:
+        if row > 0 and max(copy[target], gpu_total) + gpu[1] < cpu_total - slowest and link + copy[target] > start:
             break  # the link is behind, and nothing that is late pays in a layer with copies of its own
         sort_descending(ids[:n], times[:n])
-        copies = demand_copies(times[:n], cpu_total, copy[target], gpu[1])
-        left = 0.0
-        for time in times[:copies]:
-            left += time
-        layer_time = max(gpu_total, cpu_total - left)
+        copies = demand_copies(times[:n], cpu_total, gpu_total, copy[target], gpu[1])
+        if copies == 0:
+            cpu_total = idle_total + joining
+        layer_time = max(gpu_total, cpu_total - times[:copies].sum())
 
         for i in range(n):
             w = min(int(np.ceil(predicted[row, ids[i]])), cpu.size - 1)
-            rest = cpu_total - times[i] - (joining if i == n - 1 else 0.0)
+            seconds = times[i] if copies > 0 else cpu[w]
+            rest = cpu_total - seconds - (joining if i == n - 1 else 0.0)
             landing = link + copy[target]
+            saved = max(cpu_total, gpu_total) - max(rest, gpu_total + gpu[w])
+            deadline = start + max(gpu_total, rest - gpu[w])
             if copies > 0:
                 # CPU and link work the absent units off together, a unit in 1 / (1 / cpu + 1 / copy).
-                saved = times[i] * copy[target] / (times[i] + copy[target])
+                saved = min(saved, seconds * copy[target] / (seconds + copy[target]))
                 # What the next layer would copy anyway may be late; anything else has to be there.
                 deadline = np.inf if i < copies and row == 0 else start
-            else:
-                saved = max(cpu_total, gpu_total) - max(rest, gpu_total + gpu[w])
-                deadline = start + max(gpu_total, rest - gpu[w])
             beside = max(0.0, min(contended, landing) - link)
             if written == len(pairs) or landing > deadline or trust[row] * saved <= slowing * beside:
                 break
@@ -184,14 +191,14 @@ class SavingPrefetch:
       before its layer is done without it.  Where the layer will copy on demand anyway, the copy must end before the
       layer begins, but the units that it would copy first may be under way by then: that is no copy more;
     - trust * saved > slowed.  `saved` is what the layer becomes shorter: max(CPU, GPU) without the hint less the same
-      with it.  If the layer copies on demand, CPU and link work the absent units off together, a unit in
-      1 / (1 / cpu + 1 / copy) seconds.  `slowed` is what CPU jobs of the running layer step become longer beside the
+      with it.  If the layer copies on demand, it is no more than 1 / (1 / cpu + 1 / copy) seconds: CPU and link work
+      the absent units off together.  `slowed` is what CPU jobs of the running layer step become longer beside the
       copy (contended less idle time), if that step waits for its CPU;
     - fewer than `size` hints are given.
 
     `trust` [ahead] is the share of the units predicted active that were, so far (a running average that starts at 1):
-    hints of a poor predictor end by themselves.  Copies are taken to need their contended time, and CPU jobs
-    theirs: hints are for a link that is busy.
+    hints of a poor predictor end by themselves.  Copies are taken to need their contended time; so are the CPU jobs of
+    the running layer step, and of a later one that copies on demand.
     """
 
     def __init__(self, source: str = "residual", ahead: int = 2, size: int = 8) -> None:

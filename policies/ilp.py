@@ -105,6 +105,8 @@ def solve(
     problem, chosen = _program(view, objective, limit, scale)
 
     problem.solve(_solver(solver, time_limit_ms))
+    if _stumbled(problem, solver):
+        problem.solve(_solver(solver, time_limit_ms, presolve=False))
     optimal = problem.sol_status == pulp.LpSolutionOptimal
     if not optimal and (time_limit_ms is None or not _out_of_time(problem, solver)):
         raise InputError(f"ILP: {solver} reports {pulp.LpStatus[problem.status]!r}, expected a solution")
@@ -134,14 +136,15 @@ def _check(view: LayerView) -> None:
         raise InputError(f"ILP: found copy_time {view.copy_time}, expected a positive finite time")
 
 
-def _solver(name: str, time_limit_ms: int | None) -> Any:
+def _solver(name: str, time_limit_ms: int | None, presolve: bool = True) -> Any:
     """A silent PuLP solver that stops at a gap of 0 or at the limit."""
     require_choice("ILP.solver", name, SOLVERS)
     seconds = None
     if time_limit_ms is not None:
         seconds = require_count("ILP.time_limit_ms", time_limit_ms) / 1000
     if name == "highs":
-        found = pulp.HiGHS(msg=False, timeLimit=seconds, gapRel=0.0, gapAbs=0.0, parallel="off")
+        options = {"parallel": "off", "presolve": "choose" if presolve else "off"}
+        found = pulp.HiGHS(msg=False, timeLimit=seconds, gapRel=0.0, gapAbs=0.0, **options)
     else:
         found = pulp.COIN_CMD(msg=False, timeLimit=seconds, gapRel=0.0, gapAbs=0.0)
         bundled = getattr(pulp, "PULP_CBC_CMD", None)  # up to PuLP 3
@@ -151,6 +154,14 @@ def _solver(name: str, time_limit_ms: int | None) -> Any:
         package = {"highs": "highspy", "cbc": "pulp[cbc]"}[name]
         raise InputError(f"ILP.solver: found {name!r}, which is not installed (pip install '{package}')")
     return found
+
+
+def _stumbled(problem: Any, solver: str) -> bool:
+    """Whether HiGHS gave up for numerical reasons, as it rarely does after its presolve."""
+    if solver != "highs":
+        return False
+    model = problem.solverModel
+    return bool(model.modelStatusToString(model.getModelStatus()) == "Solve error")
 
 
 def _out_of_time(problem: Any, solver: str) -> bool:

@@ -98,7 +98,7 @@ class Relaxation:
 
     def _sum(self, values: Floats) -> Floats:
         """float64 [N], sum over the kinds of each layer step."""
-        sums: Floats = np.bincount(self.row, weights=values, minlength=self.size)
+        sums: Floats = np.asarray(np.bincount(self.row, values, self.size), np.float64)
         return sums
 
     def value(self, prices: Prices) -> tuple[float, Prices]:
