@@ -153,6 +153,7 @@ def rank_savings(
             cpu_total = idle_total + joining
         layer_time = max(gpu_total, cpu_total - times[:copies].sum())
 
+        hinted = 0
         for i in range(n):
             w = min(int(np.ceil(predicted[row, ids[i]])), cpu.size - 1)
             seconds = times[i] if copies > 0 else cpu[w]
@@ -171,12 +172,13 @@ def rank_savings(
             pairs[written, 0] = target
             pairs[written, 1] = ids[i]
             written += 1
+            hinted += 1
             link = landing + issue_gap
             cpu_total = rest
             gpu_total += gpu[w]
-        # Copies on demand of this layer go before hints for later ones.
-        if copies > 0:
-            link = max(link, start) + copies * (copy[target] + issue_gap)
+        # What this layer still copies on demand goes before hints for later ones.
+        if copies > hinted:
+            link = max(link, start) + (copies - hinted) * (copy[target] + issue_gap)
         start += layer_time + between
     return written
 

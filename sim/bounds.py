@@ -1,14 +1,16 @@
 """A proven lower bound on the simulated time of a workload, for any policy with the given GPU memory.
 
 **Who is covered.**  Whatever decides, online or knowing the future, and whatever it keeps on the GPU at the
-start, as long as: every active unit of a layer step runs exactly once, wholly on one side; a unit runs on the
-GPU only once its copy has landed in one of the `slots` slots (staging included, over all layers), or if it
-was there from the start; times are charged as `sim.engine` charges them.  The bound is for the slices of the
-workload and for one cost model: where policies differ in `attention_on`, take the lower of the bounds of both.
+start (which is free), as long as: every active unit of a layer step runs exactly once, wholly on one side; a
+unit runs on the GPU only once its copy has landed in one of the `slots` slots (staging included, over all
+layers), or if it was there from the start; times are charged as `sim.engine` charges them.  The bound is for
+the slices of the workload and for one cost model: where policies differ in `attention_on`, take the lower of
+the bounds of both.
 
 **Theorem.**  Let T_i be the time from the join of layer step i - 1 to the join of i, in which the GPU runs
-the units G_i, the CPU the units C_i, and the link copies for P_i seconds.  For all prices a_i, b_i, m_i >= 0
-with a_i + b_i + m_i = 1, s_i >= 0 and e >= 0
+the units G_i, the CPU the units C_i, and the link copies for P_i seconds; what lies outside the layers after
+the last join comes on top of their sum.  For all prices a_i, b_i, m_i >= 0 with a_i + b_i + m_i = 1, s_i >= 0
+and e >= 0
 
     sum T_i >= (V - e - g min m) / (1 + e / (c + g)),   c = shortest copy, g = issue gap,
     V = sum_i (a_i + b_i) serial_i + sum_i split_i + sum_units path_u - slots * sum_i s_i.
@@ -101,26 +103,25 @@ def lower_bound(workload: Workload, slots: int, cost: CostModel, rounds: int = 1
     if slots < 0 or rounds < 0:
         raise InputError(f"lower bound: found {slots} slots and {rounds} rounds, expected at least 0 of each")
     steps = list(workload.steps())
-    without = Relaxation(steps, slots, cost, contention=False)
-    floor, _ = without.floor()
-    serial, compute = float(without.serial_by_step.sum()), float(floor.sum())
-    link, prices = _highest(without, rounds)
-    seconds = max(link, _with_contention(steps, slots, cost, prices, rounds))
+    relaxation = Relaxation(steps, slots, cost)
+    floor, _ = relaxation.floor()
+    link, seconds = _limits(steps, slots, cost, rounds)
     runs = [list(run) for _, run in groupby(steps, lambda step: step.phase)]
     phases = dict.fromkeys((run[0].phase for run in runs), 0.0)
     for run in runs:
-        if len(runs) > 1:
-            _, prices = _highest(Relaxation(run, slots, cost, contention=False), rounds)
-        phases[run[0].phase] += seconds if len(runs) == 1 else _with_contention(run, slots, cost, prices, rounds)
+        phases[run[0].phase] += seconds if len(runs) == 1 else _limits(run, slots, cost, rounds)[1]
     seconds = max(seconds, sum(phases.values()))
-    relaxations = {"serial": serial, "compute": compute, "link": link, "contention": seconds}
+    serial = float(relaxation.serial_by_step.sum())
+    relaxations = {"serial": serial, "compute": float(floor.sum()), "link": link, "contention": seconds}
     return Bound(seconds, phases, floor, serial, relaxations)
 
 
-def _with_contention(steps: list[Step], slots: int, cost: CostModel, start: Prices, rounds: int) -> float:
+def _limits(steps: list[Step], slots: int, cost: CostModel, rounds: int) -> tuple[float, float]:
+    """The bound if copies did not slow the CPU down, and the bound."""
+    link, prices = _highest(Relaxation(steps, slots, cost, contention=False), rounds)
     relaxation = Relaxation(steps, slots, cost)
-    start = start._replace(exempt=START_EXEMPT * relaxation.most_saved)
-    return max(float(relaxation.floor()[0].sum()), _ascend(relaxation, start, rounds // 2)[0])
+    start = prices._replace(exempt=START_EXEMPT * relaxation.most_saved)
+    return link, max(link, _ascend(relaxation, start, rounds // 2)[0])
 
 
 def _highest(relaxation: Relaxation, rounds: int) -> tuple[float, Prices]:

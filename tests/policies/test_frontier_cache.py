@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.assignment import AllCPU, AllGPU
-from policies.frontier_cache import SavingCache, _next_victim, expected_saving
+from policies.frontier_cache import UNKNOWN, SavingCache, _next_victim, expected_saving
 from policies.planner import Planner, Policy
 from policies.prefetch import NoPrefetch, RandomPrefetch
 from policies.state import STAGING
@@ -112,6 +112,13 @@ def test_a_unit_that_saves_less_than_all_others_does_not_stay():
     assert stays(planner) == [1, 2]
 
 
+def test_of_two_that_save_the_same_the_resident_one_stays():
+    planner = make(SavingCache(scope="layer", fill="popular", kept=0.5), slots=1)
+    play(planner, [2, 0, 0, 0], step=0)
+    assert play(planner, [0, 1, 0, 0], step=1) == [1]  # counts 1 and 1
+    assert stays(planner) == [0]
+
+
 def test_layers_share_slots_by_what_their_units_save():
     # Two layers of four units, four slots: units 0 and 1 of each (keys 0, 1, 4, 5).
     planner = make(SavingCache(fill="popular"), slots=4, layers=2)
@@ -167,8 +174,9 @@ class Indexed(SavingCache):
 
     def _compare(self, view):
         self._count(view)
-        self._bottom[view.layer] = -2
-        found = _next_victim(view.raw, view.layer, self.score, self._bottom, self._taken)
+        bottom = self._bottom.copy()
+        bottom[view.layer] = UNKNOWN  # its scores have just changed
+        found = _next_victim(view.raw, view.layer, self.score, bottom, self._taken)
         assert found == plain_victim(self.planner, view.layer)
         assert not self._taken.any()
 

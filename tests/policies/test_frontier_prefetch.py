@@ -165,6 +165,36 @@ def test_what_the_next_layer_copies_anyway_may_be_late():
     assert hints(one(), [12, 0, 0], [[9, 9, 1]], copy=4.0) == [(1, 0), (1, 1), (1, 2)]
 
 
+def test_how_many_copies_a_layer_makes_by_hand():
+    # Three units of 3 s on the CPU, copies of 1 s, GPU jobs of 0.25 s: after one copy 1.25 < 6, after two 2.25 < 3,
+    # after three 3.25 > 0.  With 5.5 s of resident units: 5.75 < 6, then 6 > 3.
+    assert demand_copies(np.array([3.0, 3.0, 3.0]), 9.0, 0.0, 1.0, 0.25) == 2
+    assert demand_copies(np.array([3.0, 3.0, 3.0]), 9.0, 5.5, 1.0, 0.25) == 1
+
+
+def test_only_the_next_layer_takes_late_copies():
+    # Layer 0 takes 5 s, layer 1 has nothing to do; layer 2 would copy two of three units of 9 s (4 s a copy).
+    # The first lands at 4, before layer 2 begins; the second at 8.
+    assert hints(SavingPrefetch(ahead=2), [5, 0, 0], [[0, 0, 0], [9, 9, 9]], copy=4.0) == [(2, 0)]
+    assert hints(SavingPrefetch(ahead=1), [5, 0, 0], [[9, 9, 9]], copy=4.0) == [(1, 0), (1, 1)]
+
+
+def test_the_dense_part_counts_for_each_layer():
+    # Layers of 1 s with 1 s between them: layer 1 begins at 2, layer 2 at 4, when a copy of 4 s lands.
+    assert hints(SavingPrefetch(ahead=2), [1, 0], [[1, 0], [0, 1]], copy=4.0, dense=1.0) == [(2, 1)]
+
+
+def test_demand_copies_of_a_layer_come_before_hints_for_the_one_after_it():
+    # Layer 0: 20 s on the CPU, 30 beside copies; a copy of 4 s costs 4/3 s.  Layer 1: eight units of 1.5 s contended.
+    # It copies two (4.25 < 10.5, 8.25 < 9), saving 1.5 * 4 / 5.5 = 1.1 s each: no hint.  They end at 30 + 8; a
+    # hint for layer 2 would land at 42, and layer 2 begins at 30 + 12 - 3 = 39.
+    workload, later = [20] + [0] * 7, [[1] * 8, [9] + [0] * 7]
+    assert hints(SavingPrefetch(ahead=2), workload, later, copy=4.0, contended=1.5) == []
+    # Without layer 1's copies it is in time.
+    later[0] = [1] + [0] * 7
+    assert hints(SavingPrefetch(ahead=2), workload, later, copy=4.0, contended=1.5) == [(2, 0)]
+
+
 # ---- what it costs ---------------------------------------------------------------------------------
 
 
@@ -176,6 +206,11 @@ def test_a_copy_that_slows_the_cpu_more_than_it_saves_is_not_made():
     # Layer 0 waits for its GPU (9.75 s), not for its CPU (1 s): nothing is lost.  Layer 1: 10 -> 9.75 s.  If the
     # second of the CPU counted, 1.5 / 3 = 0.5 s would be lost, more than is saved.
     assert hints(one(), [1, 1], [[10, 0]], contended=1.5, gpu=9.75, resident=[(0, 1)], on_gpu=[1]) == [(1, 0)]
+
+
+def test_a_copy_costs_nothing_once_the_cpu_is_done():
+    # The CPU computes 1.5 s of the 4 s that the copy takes: 0.5 s lost, 0.75 s saved.
+    assert hints(one(), [1, 0], [[1, 0]], contended=1.5, dense=10.0, copy=4.0) == [(1, 0)]
 
 
 def test_cpu_jobs_of_a_layer_that_copies_are_contended():
