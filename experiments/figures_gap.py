@@ -27,7 +27,7 @@ def save_all(gaps: pd.DataFrame, results: pd.DataFrame, names: list[str], place:
 
 def _gap(gaps: pd.DataFrame) -> Figure:
     """Mean gap of every assignment, and up to its worst, a panel for each model."""
-    scenes = list(gaps["scene"].unique())
+    scenes, colours = list(gaps["scene"].unique()), _colours(gaps)
     figure = Figure(figsize=(4.6 * len(scenes), 3.9), layout="constrained", dpi=130)
     for axes, scene in zip(figure.subplots(1, len(scenes), squeeze=False, sharey=True)[0], scenes, strict=True):
         part = gaps[(gaps["scene"] == scene) & (gaps["assignment"] != "exact")]
@@ -37,7 +37,7 @@ def _gap(gaps: pd.DataFrame) -> Figure:
             rows = part[part["assignment"] == name]
             at = np.arange(len(rows)) + (i - (len(names) - 1) / 2) * 0.18
             mean, worst = (np.maximum(rows[column], _LEAST) for column in ("gap_mean", "gap_max"))
-            colour = BATCH_COLOURS[(i + 1) % len(BATCH_COLOURS)]
+            colour = colours[name]
             axes.vlines(at, mean, worst, color=colour, linewidth=1)
             axes.plot(at, mean, "o", color=colour, markersize=4, label=name)
         axes.set_yscale("log")
@@ -46,7 +46,7 @@ def _gap(gaps: pd.DataFrame) -> Figure:
         _bare(axes)
     first = figure.axes[0]
     first.set_yticks([1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1], ["none", ".01 %", ".1 %", "1 %", "10 %", "100 %"])
-    first.set_ylabel("makespan over the exact one: mean, line to the worst")
+    first.set_ylabel("gap to exact: mean, line to worst")
     figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     return figure
 
@@ -75,7 +75,7 @@ def _bars(axes: Axes, part: pd.DataFrame, names: list[str]) -> None:
     times = 1e3 * (each["seconds"] / each["steps"])[bars].to_numpy()
     colours = ["#0072B2", *["#56B4E9"] * len(ideas), "#009E73", "#E69F00"]
     drawn = axes.bar(range(len(bars)), times, 0.8, color=colours)
-    axes.bar_label(drawn, [f"{time:.3g}" for time in times], fontsize=7)
+    axes.bar_label(drawn, [f"{time:.0f}" if time >= 100 else f"{time:.3g}" for time in times], fontsize=7)
     for i in range(len(ideas) + 1):
         axes.plot([i + 0.4, i + 0.6], [times[i]] * 2, color="0.4", linewidth=0.8)
     labels = [names[0], *(f"+ {idea}" for idea in ideas), "bound", names[1]]
@@ -88,9 +88,8 @@ def _scheduling(gaps: pd.DataFrame) -> Figure:
     """Time of a call against the mean gap it leaves, one point for each case (Figure 15 of arXiv 2602.03495)."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained", dpi=130)
     axes = figure.subplots()
-    for i, name in enumerate(gaps["assignment"].unique()):
+    for name, colour in _colours(gaps).items():
         rows = gaps[gaps["assignment"] == name]
-        colour = BATCH_COLOURS[i % len(BATCH_COLOURS)]
         gap = np.maximum(rows["gap_mean"], _LEAST)
         axes.plot(1e6 * rows["call_median"], gap, "o", color=colour, label=name, alpha=0.7, markersize=5)
     axes.set(xscale="log", yscale="log", xlabel="microseconds a call (median)", ylabel="mean gap to the exact makespan")
@@ -98,6 +97,10 @@ def _scheduling(gaps: pd.DataFrame) -> Figure:
     axes.legend(frameon=False)
     _bare(axes)
     return figure
+
+
+def _colours(gaps: pd.DataFrame) -> dict[str, str]:
+    return dict(zip(gaps["assignment"].unique(), BATCH_COLOURS[1:], strict=False))
 
 
 def _label(share: float, batch: int, phase: str) -> str:
