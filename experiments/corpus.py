@@ -37,7 +37,7 @@ class Corpus:
     source: str
 
     def pieces(self, held_out: bool, count: int, size: int, seed: int) -> list[str]:
-        """`count` pieces of `size` ASCII bytes that start at a line, drawn without overlap from either part.
+        """`count` pieces of `size` ASCII bytes that start at a line, all different, drawn without overlap from either part.
 
         Raises InputError if the part has fewer such pieces.
         """
@@ -48,9 +48,11 @@ class Corpus:
         for start in np.random.default_rng(seed).permutation(lines).tolist():
             piece = data[start : start + size]
             clear = all(abs(start - other) >= size for other in taken)
-            if clear and piece.size == size and piece.min() > 0 and piece.max() < 128 and bytes(piece).strip():
-                taken.append(start)
-                found.append(bytes(piece).decode())
+            if clear and piece.size == size and piece.min() > 0 and piece.max() < 128:
+                text = bytes(piece).decode()
+                if text.strip() and text not in found:
+                    taken.append(start)
+                    found.append(text)
             if len(found) == count:
                 return found
         raise InputError(f"corpus: found {len(found)} pieces of {size} bytes, expected {count}")

@@ -205,6 +205,15 @@ def test_interrupt_between_layers():
     assert_usable(model, before, ids, expected)
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises, also where the suite was started in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_interrupt_while_a_copy_is_waited_for():
     """A real signal while the main thread waits for the link's: that layer step is lost, and the run over."""
     model, ids = tiny("mixtral"), prompts(2, 5)
