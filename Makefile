@@ -5,14 +5,17 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help compare bench test test-slow lint format clean
+.PHONY: help compare sweep bench test test-slow test-slurm lint format clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 	@echo 'ARGS="..." is passed on to the command, e.g. make compare ARGS="platform=rtx4090_ddr5"'
 
 compare: .venv/base ## compare all policies in the simulator (installs the base packages first, no torch)
 	$(BIN)/dali compare $(ARGS)
+
+sweep: .venv/sweep ## the paper's evaluation and beyond, on all cores; goes on where it was stopped
+	$(BIN)/dali sweep experiment=paper hydra/launcher=joblib $(ARGS)
 
 bench: .venv/dev ## measure the speed of simulator and planner
 	$(BIN)/dali bench $(ARGS)
@@ -22,6 +25,9 @@ test: .venv/dev ## run all tests
 
 test-slow: .venv/dev ## run the tests that take minutes
 	$(BIN)/pytest -m slow $(ARGS)
+
+test-slurm: .venv/dev ## test sweeps on a Slurm of one node (needs root and: apt-get install slurm-wlm munge)
+	tests/slurm/one_node.sh $(BIN)/pytest -m slurm tests/slurm $(ARGS)
 
 lint: .venv/dev ## style, formatting, types, import layers
 	$(BIN)/ruff check .
@@ -44,6 +50,10 @@ clean: ## remove the environment, caches and results
 	$(PYTHON) -m venv .venv
 	@echo "Installing the base packages into .venv (about 210 MB to download)"
 	$(PIP) --editable .
+	@touch $@
+
+.venv/sweep: .venv/base
+	$(PIP) --editable '.[sweep]'
 	@touch $@
 
 .venv/dev: .venv/base

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from hydra import compose, initialize_config_module
@@ -30,6 +31,7 @@ from traces.workload import Workload, popularity
 # A model is one of few experts up to this many: DALI's settings for Mixtral (8) against DeepSeek and Qwen (64, 128).
 FEW_EXPERTS = 16
 SHIPPED = Path(traces.__file__).parent / "data"
+PARTS = ("assignment", "prefetch", "cache")
 
 OmegaConf.register_new_resolver("few_experts", lambda experts, few, many: few if experts <= FEW_EXPERTS else many)
 OmegaConf.register_new_resolver("shipped", lambda name: str(SHIPPED / name))
@@ -39,8 +41,8 @@ OmegaConf.register_new_resolver("model_units", lambda experts, slices: experts *
 # ---- configuration ---------------------------------------------------------------------------------
 
 
-def configuration(verb: str, overrides: Iterable[str]) -> DictConfig:
-    """The resolved configuration of a verb; InputError in one line if it does not compose."""
+def configuration(verb: str, overrides: Iterable[str], resolve: bool = True) -> DictConfig:
+    """The configuration of a verb, resolved by default; InputError in one line if it does not compose."""
     parts = _parsed(verb, overrides)
     GlobalHydra.instance().clear()
     try:
@@ -49,10 +51,12 @@ def configuration(verb: str, overrides: Iterable[str]) -> DictConfig:
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:
             raise InputError(f"{missing[0]}: found nothing, expected a value: dali {verb} {missing[0]}=...")
-        OmegaConf.resolve(config)
+        if resolve:
+            OmegaConf.resolve(config)
     except MissingConfigException as error:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
-        raise InputError(f"{group}: found {name!r}, expected one of {', '.join(error.options or [])}") from error
+        more = " (others: pip install 'dali-moe[sweep]')" if group == "hydra/launcher" else ""
+        raise InputError(f"{group}: found {name!r}, expected one of {', '.join(error.options or [])}{more}") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(f"override {_sentences(error)}; dali {verb} --help lists what there is") from error
     return config
@@ -83,9 +87,19 @@ def _parsed(verb: str, overrides: Iterable[str]) -> list[str]:
             name = parser.parse_override(part).key_or_group
         except HydraException as error:
             raise InputError(f"override {part!r}: {_sentences(error)}, expected NAME=VALUE") from error
-        if not name or name.startswith("hydra"):
+        if not name or (name.startswith("hydra") and not (verb == "sweep" and is_launcher(part))):
             raise InputError(f"override {part!r}: found no setting of ours, expected NAME=VALUE")
     return parts
+
+
+def is_launcher(override: str) -> bool:
+    """Whether an override chooses or sets hydra's launcher, the one part of hydra that `dali sweep` has settings of."""
+    return override.lstrip("+~").startswith(("hydra/launcher=", "hydra.launcher."))
+
+
+def quoted(text: str) -> str:
+    """A string as the value of an override, whatever is in it."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _spelled_out(verb: str, override: str) -> list[str]:
@@ -96,10 +110,9 @@ def _spelled_out(verb: str, override: str) -> list[str]:
     match = re.fullmatch(r"(trace|model)=(['\"]?)(.*)\2", override)
     if match is None:
         return [override]
-    quoted = "'" + match[3].replace("\\", "\\\\").replace("'", "\\'") + "'"
     if match[1] == "model":
-        return [f"checkpoint={quoted}" if verb == "record" else override]
-    return ["trace=file", f"trace.path={quoted}"] if re.search(r"[./\\]", match[3]) else [override]
+        return [f"checkpoint={quoted(match[3])}" if verb == "record" else override]
+    return ["trace=file", f"trace.path={quoted(match[3])}"] if re.search(r"[./\\]", match[3]) else [override]
 
 
 def _sentences(error: BaseException) -> str:
@@ -200,13 +213,16 @@ class Scene:
         return self.model.experts * self.slices
 
 
-def scene(config: DictConfig) -> Scene:
-    """Model, platform, trace and GPU memory of a configuration, checked against each other."""
+def scene(config: DictConfig, trace: Trace | Workload | None = None) -> Scene:
+    """Model, platform, trace and GPU memory of a configuration, checked against each other.
+
+    `trace` is what `config.trace` makes, for callers that have made it already.
+    """
     model: ModelShape = make(config.model, "model")
     platform: Platform = make(config.platform, "platform")
     slices, seed = whole(config, "slices"), whole(config, "seed", 0)
     unit_bytes = model.unit_bytes(slices)
-    trace = make(config.trace, "trace")
+    trace = make(config.trace, "trace") if trace is None else trace
     notes = []
     if (trace.metadata.layers, trace.metadata.experts) != (model.layers, model.experts):
         model, note = as_routed(model, trace.metadata)
@@ -254,15 +270,50 @@ def as_routed(model: ModelShape, routing: Metadata) -> tuple[ModelShape, str]:
 
 
 def policy(verb: str, overrides: list[str], entry: str, model: ModelShape | None = None) -> tuple[str, Policy]:
-    """Name and objects of one entry of `policies`: a file of conf/policy, and overrides of it after spaces.
+    """Name and objects of one entry of `policies`, see `policy_settings`.
 
     Settings that depend on the model's shape see that of `model`, such as the configured one cut to a trace.
     """
+    return entry, make(policy_settings(entry, configuration(verb, overrides), model), f"policy {entry}")
+
+
+def policy_settings(entry: str, config: DictConfig, model: ModelShape | None = None) -> DictConfig:
+    """The resolved settings of one entry of `policies`, which may refer to those of `config`.
+
+    An entry is a file of conf/policy, then overrides of it after spaces: `dali cache.w_size=8`.  One of a part by
+    its name takes another file of conf in that part's place: `dali cache=lru cache.fill=random`.
+    """
+    settings = cast(dict, OmegaConf.to_container(config)) | {"policy": _unresolved_policy(entry)}
+    if model is not None:
+        settings["model"] |= {size: getattr(model, size) for size in ("layers", "experts", "top_k")}
+    whole = OmegaConf.create(settings)
+    try:
+        OmegaConf.resolve(whole)
+    except OmegaConfBaseException as error:
+        raise InputError(f"policy {entry}: {_sentences(error)}") from error
+    node: DictConfig = whole.policy
+    return node
+
+
+@lru_cache
+def _unresolved_policy(entry: str) -> dict[str, Any]:
+    """Composing takes a tenth of a second, so each entry is composed once; what it gets is not to be changed."""
     name, *changes = entry.split()
-    sizes = [] if model is None else [f"model.{size}={getattr(model, size)}" for size in ("layers", "experts", "top_k")]
-    config = configuration(verb, [*overrides, *sizes, f"+policy={name}", *(f"policy.{change}" for change in changes)])
-    made: Policy = make(config.policy, f"policy {entry}")
-    return entry, made
+    swapped = {}
+    overrides = [f"+policy={name}"]
+    for change in changes:
+        key, _, value = change.partition("=")
+        part, _, rest = key.partition(".")
+        if key in PARTS:
+            swapped[key] = value
+            overrides.append(f"+{key}@swapped.{key}={value}")
+        else:
+            overrides.append(f"{'swapped' if part in swapped and rest else 'policy'}.{change}")
+    config = configuration("config", overrides, resolve=False)
+    settings = cast(dict, OmegaConf.to_container(config.policy))
+    for key in swapped:
+        settings[key] = OmegaConf.to_container(config.swapped[key])
+    return settings
 
 
 def part(group: str, name: str, *changes: str) -> Any:
@@ -273,11 +324,17 @@ def part(group: str, name: str, *changes: str) -> Any:
 
 def believed_platform(verb: str, overrides: list[str], entry: str) -> Platform:
     """A file of conf/platform, and overrides of it after spaces."""
+    made: Platform = make(believed_settings(verb, overrides, entry), f"believed {entry}")
+    return made
+
+
+def believed_settings(verb: str, overrides: list[str], entry: str) -> DictConfig:
+    """The resolved settings of `believed_platform`."""
     name, *changes = entry.split()
     kept = [override for override in overrides if not override.startswith("platform")]
     config = configuration(verb, [*kept, f"platform={name}", *(f"platform.{change}" for change in changes)])
-    made: Platform = make(config.platform, f"believed {entry}")
-    return made
+    node: DictConfig = config.platform
+    return node
 
 
 def with_predictors(scene: Scene, policies: Iterable[Policy], config: DictConfig) -> Scene:

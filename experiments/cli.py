@@ -25,6 +25,7 @@ VERBS = {
         "train the small model that comes with the project",
     ),
     "report": ("experiments.report", "one self-contained HTML page from a results folder"),
+    "sweep": ("experiments.sweep", "a named experiment over a grid of settings, here or on a cluster; resumes"),
     "bench": ("experiments.bench", "measure the speed of simulator, planner and replay"),
 }
 HELP = {"-h", "--help"}
@@ -37,7 +38,9 @@ def usage() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb: 0 if it worked, 2 with one line on standard error for bad input, 130 if interrupted."""
+    """Run a verb: 0 if it worked, 1 if a part of it failed, 2 with one line on standard error for bad input, 130 if
+    interrupted.
+    """
     verb, *overrides = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if verb in HELP:
         print(usage())
@@ -51,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not CACHE_FOLDER.exists():
             print("First run of this version: compiling kernels takes half a minute or so.", file=sys.stderr)
         module = importlib.import_module(VERBS[verb][0])
-        module.run(configuration(verb, overrides), overrides)
+        status: int | None = module.run(configuration(verb, overrides), overrides)
     except InputError as error:
         print(f"dali {verb}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -62,4 +65,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         print(f"dali {verb}: {str(error) or 'interrupted, nothing was written'}", file=sys.stderr)
         return 130
-    return 0
+    return status or 0

@@ -37,7 +37,7 @@ class Corpus:
     source: str
 
     def pieces(self, held_out: bool, count: int, size: int, seed: int) -> list[str]:
-        """`count` pieces of `size` ASCII bytes that start at a line, all different, drawn without overlap from either part.
+        """`count` different pieces of `size` ASCII bytes that start at a line, drawn without overlap from either part.
 
         Raises InputError if the part has fewer such pieces.
         """
