@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
@@ -103,16 +104,23 @@ def quoted(text: str) -> str:
 
 
 def _spelled_out(verb: str, override: str) -> list[str]:
-    """Short forms that hydra would take for the name of a file in conf: `trace=FILE`, and `model=` of a recording.
+    """Short forms that hydra would take for the name of a file in conf.
 
-    `trace=FILE` is the group's option `file` with a path; what has a dot or a slash in it is a file.
+    `trace=FILE` is the group's option `file` with a path; what has a dot or a slash in it is a file.  `model=` of a
+    recording is a checkpoint; of a run it is one too, unless it names a file of conf/model.  `policy=` of a run is
+    its only one.
     """
-    match = re.fullmatch(r"(trace|model)=(['\"]?)(.*)\2", override)
+    match = re.fullmatch(r"(trace|model|policy)=(['\"]?)(.*)\2", override)
     if match is None:
         return [override]
-    if match[1] == "model":
-        return [f"checkpoint={quoted(match[3])}" if verb == "record" else override]
-    return ["trace=file", f"trace.path={quoted(match[3])}"] if re.search(r"[./\\]", match[3]) else [override]
+    name, value = match[1], match[3]
+    if name == "trace":
+        return ["trace=file", f"trace.path={quoted(value)}"] if re.search(r"[./\\]", value) else [override]
+    if name == "policy":
+        return [f"policies=[{quoted(value)}]"] if verb == "run" else [override]
+    if verb == "run" and (files("conf") / "model" / f"{value}.yaml").is_file():
+        return [f"model={value}", "checkpoint=null"]
+    return [f"checkpoint={quoted(value)}"] if verb in ("record", "run") else [override]
 
 
 def _sentences(error: BaseException) -> str:

@@ -20,6 +20,7 @@ VERBS = {
     "predict": ("experiments.predict", "recall of the predictors recorded in a trace, and of simple ones"),
     "gap": ("experiments.gap", "how far every policy is from the optimum, and what each idea could still buy"),
     "record": ("experiments.record", "run an MoE model of transformers and write its routing as a trace file"),
+    "run": ("experiments.run", "run a model with its experts in host memory, under the same policies, and time it"),
     "train_tiny": (
         "experiments.train_tiny",
         "train the small model that comes with the project",
