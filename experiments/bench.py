@@ -28,7 +28,6 @@ from experiments.simpy_model import simulate as simulate_in_simpy
 from policies.cache_policies import LRU
 from policies.cost import CostModel
 from policies.planner import Planner, Policy
-from policies.roofline import roofline
 from policies.types import Capacity, Shape
 from sim.engine import Engine
 from sim.replay import carry_out, replay
@@ -69,7 +68,7 @@ class Setting:
         self.busy = self._workload(build.whole(config, "assignment_batch"), build.whole(config, "assignment_steps"))
         self.active = np.mean([np.count_nonzero(step.workload, axis=1).mean() for step in self.busy.steps()])
         self.shape: Shape = build.shape(self.scene, self.workload)[0]
-        self.costs: CostModel = roofline(self.scene.model, self.scene.platform, self.workload.max_tokens)
+        self.costs: CostModel = build.costs(self.scene.model, self.scene.platform, self.workload.max_tokens)
 
     def policy(self) -> Policy:
         """A fresh policy."""

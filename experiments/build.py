@@ -20,8 +20,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import traces
+from policies.cost import CostModel
+from policies.measured import Geometry, Profile
 from policies.planner import Policy
-from policies.roofline import ModelShape, Platform
+from policies.roofline import ModelShape, Platform, roofline
 from policies.slicing import choose_slices
 from policies.types import Floats, InputError, Shape
 from traces.metadata import Metadata
@@ -58,7 +60,9 @@ def configuration(verb: str, overrides: Iterable[str], resolve: bool = True) -> 
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         more = " (others: pip install 'dali-moe[sweep]')" if group == "hydra/launcher" else ""
         raise InputError(f"{group}: found {name!r}, expected one of {', '.join(error.options or [])}{more}") from error
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"override {_sentences(error)}; dali {verb} --help lists what there is") from error
     return config
 
@@ -106,16 +110,18 @@ def quoted(text: str) -> str:
 def _spelled_out(verb: str, override: str) -> list[str]:
     """Short forms that hydra would take for the name of a file in conf.
 
-    `trace=FILE` is the group's option `file` with a path; what has a dot or a slash in it is a file.  `model=` of a
-    recording is a checkpoint; of a run it is one too, unless it names a file of conf/model.  `policy=` of a run is
-    its only one.
+    `trace=FILE` is the group's option `file` with a path, and so is `platform=FILE`; what has a dot or a slash in it is
+    a file.  `model=` of a recording is a checkpoint; of a run it is one too, unless it names a file of conf/model.
+    `policy=` of a run is its only one.
     """
-    match = re.fullmatch(r"(trace|model|policy)=(['\"]?)(.*)\2", override)
+    match = re.fullmatch(r"(trace|platform|model|policy)=(['\"]?)(.*)\2", override)
     if match is None:
         return [override]
     name, value = match[1], match[3]
-    if name == "trace":
-        return ["trace=file", f"trace.path={quoted(value)}"] if re.search(r"[./\\]", value) else [override]
+    if name in ("trace", "platform"):
+        field = "path" if name == "trace" else "name"
+        is_file = re.search(r"[./\\]", value)
+        return [f"{name}=file", f"{name}.{field}={quoted(value)}"] if is_file else [override]
     if name == "policy":
         return [f"policies=[{quoted(value)}]"] if verb == "run" else [override]
     if verb == "run" and (files("conf") / "model" / f"{value}.yaml").is_file():
@@ -178,6 +184,14 @@ def positive(config: DictConfig, name: str, most: float = float("inf")) -> float
     return float(value)
 
 
+def weight(config: DictConfig, name: str) -> float:
+    """A finite number of at least 0."""
+    value = OmegaConf.select(config, name)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf"):
+        raise InputError(f"{name}: found {value!r}, expected a number of at least 0")
+    return float(value)
+
+
 def text(config: DictConfig, name: str) -> str:
     """A string that is not empty."""
     value = OmegaConf.select(config, name)
@@ -208,7 +222,7 @@ class Scene:
     """
 
     model: ModelShape
-    platform: Platform
+    platform: Platform | Profile
     trace: Trace | Workload
     slices: int
     slots: int
@@ -227,7 +241,7 @@ def scene(config: DictConfig, trace: Trace | Workload | None = None) -> Scene:
     `trace` is what `config.trace` makes, for callers that have made it already.
     """
     model: ModelShape = make(config.model, "model")
-    platform: Platform = make(config.platform, "platform")
+    platform: Platform | Profile = make(config.platform, "platform")
     slices, seed = whole(config, "slices"), whole(config, "seed", 0)
     unit_bytes = model.unit_bytes(slices)
     trace = make(config.trace, "trace") if trace is None else trace
@@ -235,6 +249,9 @@ def scene(config: DictConfig, trace: Trace | Workload | None = None) -> Scene:
     if (trace.metadata.layers, trace.metadata.experts) != (model.layers, model.experts):
         model, note = as_routed(model, trace.metadata)
         notes.append(note)
+    if isinstance(platform, Profile):
+        platform.check(Geometry.of(model, slices))
+        notes.append(f"Costs were measured ({platform.model}): attention is on the GPU, also where a policy moves it.")
     if config.expert_memory_gb is None:
         slots = round(positive(config, "cache_share", most=1) * model.layers * model.experts * slices)
     else:
@@ -252,6 +269,15 @@ def scene(config: DictConfig, trace: Trace | Workload | None = None) -> Scene:
             f"{platform.name}: a what-if."
         )
     return Scene(model, platform, trace, slices, slots, seed, notes)
+
+
+def costs(
+    model: ModelShape, platform: Platform | Profile, max_tokens: int, slices: int = 1, attention_on: str = "gpu"
+) -> CostModel:
+    """What a machine costs: by its data sheet or as measured; InputError for a profile of another geometry."""
+    if isinstance(platform, Profile):
+        return platform.costs(Geometry.of(model, slices), [model.unit_bytes(slices)] * model.layers, max_tokens)
+    return roofline(model, platform, max_tokens, slices, attention_on)
 
 
 def as_routed(model: ModelShape, routing: Metadata) -> tuple[ModelShape, str]:
@@ -330,9 +356,9 @@ def part(group: str, name: str, *changes: str) -> Any:
     return make(configuration("config", chosen).policy[group], f"{group} {name}")
 
 
-def believed_platform(verb: str, overrides: list[str], entry: str) -> Platform:
+def believed_platform(verb: str, overrides: list[str], entry: str) -> Platform | Profile:
     """A file of conf/platform, and overrides of it after spaces."""
-    made: Platform = make(believed_settings(verb, overrides, entry), f"believed {entry}")
+    made: Platform | Profile = make(believed_settings(verb, overrides, entry), f"believed {entry}")
     return made
 
 
@@ -401,10 +427,15 @@ def workload(scene: Scene, config: DictConfig, batch: int) -> Workload:
 
 
 def sliced(scene: Scene, policy: Policy, workload: Workload) -> tuple[Scene, Workload]:
-    """Scene and workload in the units that the policy asks for; GPU memory stays what it is."""
-    if policy.slices is None or policy.slices == scene.slices:
+    """Scene and workload in the units that the policy asks for; GPU memory stays what it is.
+
+    A profile is measured for one number of slices: "auto" is that one.
+    """
+    given = policy.slices == "auto" and isinstance(scene.platform, Profile)
+    if policy.slices is None or policy.slices == scene.slices or given:
         return scene, workload
     if policy.slices == "auto":
+        assert isinstance(scene.platform, Platform)
         known, _ = expert_popularity(scene.trace, workload.sliced(1))
         share = scene.slots / (scene.model.layers * scene.units)
         in_flight = getattr(policy.assignment, "in_flight", 0.0)

@@ -27,6 +27,9 @@ VERBS = {
     ),
     "report": ("experiments.report", "one self-contained HTML page from a results folder"),
     "sweep": ("experiments.sweep", "a named experiment over a grid of settings, here or on a cluster; resumes"),
+    "calibrate": ("experiments.calibrate", "measure this machine for one model; writes a file of conf/platform"),
+    "validate": ("experiments.validate", "run policies, simulate them with a calibrated profile, report the error"),
+    "doctor": ("experiments.doctor", "one page on this machine: what it has, what it reaches, what is wrong"),
     "bench": ("experiments.bench", "measure the speed of simulator, planner and replay"),
 }
 HELP = {"-h", "--help"}
@@ -34,7 +37,7 @@ HELP = {"-h", "--help"}
 
 def usage() -> str:
     """What `dali --help` prints."""
-    verbs = "\n".join(f"  {verb:10}{what}" for verb, (_, what) in VERBS.items())
+    verbs = "\n".join(f"  {verb:12}{what}" for verb, (_, what) in VERBS.items())
     return f"dali VERB [NAME=VALUE ...]\n\n{verbs}\n\ndali VERB --help shows what can be set, and its defaults."
 
 

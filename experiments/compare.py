@@ -11,8 +11,9 @@ from tqdm import tqdm
 
 from experiments import analysis, build, figures, what_if
 from experiments.results import finished, folder, number, share, stamp, table
+from policies.measured import Profile
 from policies.planner import Planner, Policy
-from policies.roofline import Platform, roofline
+from policies.roofline import Platform
 from policies.types import Capacity, InputError
 from sim.engine import Engine, Simulation
 from sim.replay import working_set
@@ -103,7 +104,7 @@ def check_memory(name: str, policy: Policy, scene: build.Scene) -> None:
 
 def simulate(
     scene: build.Scene,
-    believed: Platform,
+    believed: Platform | Profile,
     policy: Policy,
     workload: Workload,
     recorded: Sequence[int],
@@ -117,7 +118,7 @@ def simulate(
     shape, _ = build.shape(scene, workload)
     capacity = Capacity.in_units(scene.slots - policy.staging, policy.cache.scope, shape.layers)
     charged, expected = (
-        roofline(scene.model, platform, workload.max_tokens, scene.slices, policy.attention_on)
+        build.costs(scene.model, platform, workload.max_tokens, scene.slices, policy.attention_on)
         for platform in (scene.platform, believed)
     )
     planner = Planner(policy, shape, capacity, expected, scene.seed)
@@ -170,7 +171,7 @@ def summarise(simulation: Simulation, phase: str) -> dict[str, float]:
 
 
 def what_helps(
-    changed: dict[str, tuple[build.Scene, Platform]],
+    changed: dict[str, tuple[build.Scene, Platform | Profile]],
     results: pd.DataFrame,
     policies: dict[str, Policy],
     workload: Workload,
@@ -259,7 +260,8 @@ def _inputs(scene: build.Scene, workloads: dict[int, Workload]) -> list[str]:
     metadata = scene.trace.metadata
     return [
         f"Routing: {metadata.model} ({metadata.recorder}, text: {metadata.text})",
-        f"Times: {scene.model.name} on {scene.platform.name}, roofline costs",
+        f"Times: {scene.model.name} on {scene.platform.name}, "
+        + ("measured costs" if isinstance(scene.platform, Profile) else "roofline costs"),
         *(f"Workload: {workload.description}" for workload in workloads.values()),
     ]
 

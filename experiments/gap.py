@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from tqdm import tqdm
 
 from experiments import build, figures_gap
@@ -18,7 +18,6 @@ from experiments.compare import check_memory, simulate, summarise
 from experiments.results import finished, folder, number, share, stamp, table
 from policies.cost import makespan, paper_makespan
 from policies.planner import Policy
-from policies.roofline import roofline
 from policies.types import AssignmentPolicy, Bools, Capacity, InputError, LayerView, Shape
 from sim.bounds import lower_bound
 from traces.workload import Workload
@@ -82,18 +81,22 @@ class Case:
 
 def run(config: DictConfig, overrides: list[str]) -> None:
     """Compare assignments, run whole policies, bound them; write the results folder, print the tables."""
-    names = [build.text(config, "policy"), build.text(config, "against"), *build.texts(config, "others")]
+    names = [build.text(config, "base"), build.text(config, "against"), *build.texts(config, "others")]
     assignments = build.texts(config, "assignments")
-    if EXACT not in assignments or len(set(names)) < len(names):
-        raise InputError(f"gap: found assignments {assignments}, policies {names}, expected exact, and each name once")
+    if EXACT not in assignments:
+        raise InputError(f"assignments: found {assignments}, expected exact among them")
+    if len(set(names)) < len(names):
+        raise InputError(f"base, against, others: found {names}, expected each name once")
+    if not isinstance(config.cache_shares, ListConfig) or not config.cache_shares:
+        raise InputError(f"cache_shares: found {config.cache_shares!r}, expected one or more numbers")
     scenes = [_Scene(config, overrides, entry, names) for entry in build.texts(config, "scenes")]
-    cases = [case for scene in scenes for case in scene.cases(config)]
+    cases = {scene.name: scene.cases(config) for scene in scenes}
     every = build.whole(config, "ilp_every")
     with folder(build.text(config, "output"), "gap", config) as place:
         probed, runs = [], []
-        with tqdm(total=len(cases), unit="case", desc="gap") as bar:
+        with tqdm(total=sum(map(len, cases.values())), unit="case", desc="gap") as bar:
             for scene in scenes:
-                for case in scene.cases(config):
+                for case in cases[scene.name]:
                     bar.set_postfix_str(f"{case.name}, {case.share:.0%}, batch {case.batch}, {case.phase}")
                     probed.append(_assignments(case, scene.policies[names[0]], assignments, every))
                     runs += _runs(case, scene.policies, names)
@@ -109,7 +112,8 @@ def run(config: DictConfig, overrides: list[str]) -> None:
         text = _report(gaps, results, found, names)
         pictures = "\n\n".join(f"![{name}]({name})" for name in figures_gap.NAMES)
         lines = "\n".join(f"- {note}" for note in dict.fromkeys(notes))
-        (place / "summary.md").write_text(f"# Gaps to the optimum\n\n{lines}\n\n{text}\n\n{pictures}\n\n{stamp()}\n")
+        whole = f"# Gaps to the optimum\n\n{lines}\n\n{text}\n\n{pictures}\n\n{stamp()}\n"
+        (place / "summary.md").write_text(whole, encoding="utf-8")
         final = finished(place)
     print("\n".join([*(f"Note: {note}" for note in dict.fromkeys(notes)), "", text, "", f"Results: {final}"]))
 
@@ -229,7 +233,7 @@ def _bound(case: Case, policies: Iterable[Policy]) -> dict[str, float]:
         scene.slices: (scene, workload)
         for scene, workload in (build.sliced(case.scene, policy, case.workload) for policy in policies)
     }.values():
-        cost = roofline(scene.model, scene.platform, workload.max_tokens, scene.slices)
+        cost = build.costs(scene.model, scene.platform, workload.max_tokens, scene.slices)
         seconds = min(seconds, lower_bound(workload, scene.slots, cost).phases[case.phase])
     steps = [step for step in case.workload.steps() if step.phase == case.phase]
     tokens = sum(step.tokens for step in steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,7 @@ def load_model(name: str, revision: str | None, trust_remote_code: bool, device:
             raise InputError(f"model {name}: found no config.json in this folder")
         if not any(file for pattern in _WEIGHTS for file in folder.glob(pattern)):
             raise InputError(f"model {name}: found no weights in this folder, expected {' or '.join(_WEIGHTS)}")
+    _check_device(device)
     logging.set_verbosity_error()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     with _one_line(f"model {name}"):
@@ -72,6 +74,16 @@ def load_tokenizer(
         return ids
 
     return encode
+
+
+def _check_device(device: str | None) -> None:
+    if device in (None, "cpu", "auto"):
+        return
+    if not re.fullmatch(r"cuda(:\d+)?", str(device)):
+        raise InputError(f"device: found {device!r}, expected cpu, cuda, cuda:N or auto")
+    number = int(str(device).partition(":")[2] or 0)
+    if number >= torch.cuda.device_count():
+        raise InputError(f"device: found {device!r} on a machine with {torch.cuda.device_count()} CUDA devices")
 
 
 @contextmanager

@@ -25,6 +25,10 @@ def run(config: DictConfig, overrides: list[str]) -> None:
     calibration = calibrating.Calibration.read(config, plan.prompts)
     name, revision, trusted = build.text(config, "checkpoint"), config.revision, _flag(config, "trust_remote_code")
     model = loading.load_model(name, revision, trusted, config.device, build.text(config, "dtype"))
+    record.moe_layers(model)  # a dense model is told apart before its tokenizer is looked for
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and plan.prompt + plan.generate > longest:
+        raise InputError(f"prompt + generate: found {plan.prompt + plan.generate} tokens, the model takes {longest}")
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
     encode = loading.load_tokenizer(config.tokenizer, name, vocabulary, revision, trusted)
     prompts = [fit(encode(text), plan.prompt) for text in plan.prompts]

@@ -15,6 +15,15 @@ from policies.types import InputError
 
 def tiny_model(sizes: dict[str, Any], length: int) -> Qwen3MoeForCausalLM:
     """A Qwen3-MoE with random weights, every layer an MoE layer; InputError for sizes that do not fit together."""
+    for part, whole in (
+        ("num_experts_per_tok", "num_experts"),
+        ("num_key_value_heads", "num_attention_heads"),
+    ):
+        if sizes.get(part, 1) > sizes.get(whole, 1):
+            raise InputError(f"model.{part}: found {sizes.get(part)}, expected at most {whole}, {sizes.get(whole)}")
+    if sizes.get("num_attention_heads", 1) % sizes.get("num_key_value_heads", 1):
+        found = sizes["num_attention_heads"]
+        raise InputError(f"model.num_attention_heads: found {found}, expected a multiple of num_key_value_heads")
     try:
         config = Qwen3MoeConfig(
             vocab_size=256,

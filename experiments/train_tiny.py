@@ -50,24 +50,28 @@ class Trainer:
         names = ("steps", "batch", "length", "warmup", "checkpoint_every")
         self.steps, self.batch, self.length, self.warmup, self.every = (build.whole(config, name) for name in names)
         self.seed, self.peak = build.whole(config, "seed", 0), build.positive(config, "learning_rate")
-        self.balance, self.z_loss = float(config.balance), float(config.z_loss)
+        self.balance, self.z_loss = build.weight(config, "balance"), build.weight(config, "z_loss")
         self.settings = {name: OmegaConf.to_container(config, resolve=True)[name] for name in _FIXED}  # type: ignore[call-overload,index]
         self.device = build.text(config, "device")
         if self.device != "cpu" and not torch.cuda.is_available():
             raise InputError(f"device: found {self.device!r} on a machine without CUDA, expected cpu")
+        if self.folder.exists() and not self.folder.is_dir():
+            raise InputError(f"output: found a file at {self.folder}, expected the name of a folder")
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(self.seed)
         sizes = {str(name): build.whole(config, f"model.{name}") for name in config.model}
         self.model = tiny_model.tiny_model(sizes, self.length).to(self.device)
         decayed = [p for p in self.model.parameters() if p.ndim > 1]
         others = [p for p in self.model.parameters() if p.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": float(config.weight_decay)}, {"params": others}]
+        groups = [{"params": decayed, "weight_decay": build.weight(config, "weight_decay")}, {"params": others}]
         self.optimizer = torch.optim.AdamW(groups, lr=self.peak, betas=(0.9, 0.95), weight_decay=0.0)
         self.step = 0
         self.history: list[dict[str, float]] = []
 
     def train(self, data: np.ndarray) -> None:
         """Steps up to the last, with a checkpoint every so often and when interrupted."""
+        if data.size <= self.length + 1:
+            raise InputError(f"length: found {self.length}, the text has {data.size} bytes")
         if self.checkpoint.exists():
             self._resume()
         with tqdm(total=self.steps, initial=self.step, unit="step", disable=None) as bar:

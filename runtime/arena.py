@@ -443,7 +443,10 @@ def _entry(file: Path, name: str) -> int:
 
 def arena_for(device: str | torch.device, link_bytes_per_s: float | None = None) -> Arena:
     """The arena of a device: cuda, cuda:N or cpu.  `link_bytes_per_s` is for cpu only."""
-    found = torch.device(device)
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise InputError(f"device: found {device!r}, expected cuda, cuda:N or cpu") from None
     if found.type == "cpu":
         return HostArena(link_bytes_per_s)
     if found.type != "cuda":

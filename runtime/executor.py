@@ -9,7 +9,7 @@ one copy.  After that it only queues work and waits for other threads: the link,
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,19 @@ from runtime.live_trace import LiveTrace
 from runtime.slots import Slots
 from runtime.unit_math import Group, can_group, run_units, windows
 
-RouterInput = Callable[[int], Tensor]
+
+class _WithoutGradient(torch.autograd.Function):
+    """Passes the experts' output on; a backward pass that would leave them out fails instead."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, out: Tensor) -> Tensor:
+        """Out itself, as if it followed from hidden."""
+        return out.view_as(out)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        """Raises RuntimeError."""
+        raise RuntimeError("offloading: found a backward pass, expected forward passes only; detach to train")
 
 
 @dataclass
@@ -138,7 +150,8 @@ class Executor:
                 # Planner and slots are in the middle of a layer step: nothing can go on from here.
                 self._failure = error
                 raise
-            return out.reshape(*hidden.shape[:-1], out.shape[-1])
+            out = out.reshape(*hidden.shape[:-1], out.shape[-1])
+        return _WithoutGradient.apply(hidden, out) if hidden.requires_grad and torch.is_grad_enabled() else out
 
     def _begin_layer(self, layer: int, tokens: int, start: Any) -> None:
         if layer <= self._layer:

@@ -94,12 +94,12 @@ class Offload:
         cpu_threads: int | None = None,
         link_bytes_per_s: float | None = None,
     ) -> None:
-        self._model, self._policy, self._seed, self._keep_log = model, policy, seed, log
+        _check_types(model, policy, routing)
+        _check_numbers(capacity, memory, slices, cpu_threads, link_bytes_per_s)
+        self._model, self._policy = model, policy
         self._predictors, self._cpu_threads = dict(predictors or {}), cpu_threads
         self._layers = moe_layers(model)
         self._layouts = [unit_layout(layer, slices) for layer in self._layers]
-        if not isinstance(model, PreTrainedModel):
-            raise InputError(f"{type(model).__name__}: found no transformers model, expected a PreTrainedModel")
         if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
             raise InputError(f"{type(model).__name__}: found it spread over devices (device_map), expected it on one")
         self.arena = device if isinstance(device, Arena) else arena_for(device or _default(), link_bytes_per_s)
@@ -154,6 +154,8 @@ class Offload:
         """Move the experts to host memory and the rest of the model to the device; start the threads."""
         if self._attached:
             raise InputError("offload: found it attached before, expected a new one for each use")
+        # Another one may have been attached since this one was made.
+        self._layouts = [unit_layout(layer, self.slices) for layer in self._layers]
         self._attached = True
         if isinstance(self.arena, HostArena):
             _say_once("offload: device=cpu is for correctness; its times say nothing of a GPU's")
@@ -303,6 +305,25 @@ class Offload:
                 f"policy {self._policy.name}: found predictors {found}, expected {source} {ahead} layers ahead"
             )
         return predictor, None
+
+
+def _check_types(model: object, policy: object, routing: object) -> None:
+    if not isinstance(model, PreTrainedModel):
+        raise InputError(f"model: found {type(model).__name__}, expected a PreTrainedModel of transformers")
+    if not isinstance(policy, Policy):
+        raise InputError(f"policy: found {type(policy).__name__}, expected a policies.planner.Policy")
+    if routing is not None and not isinstance(routing, ForcedRouting):
+        raise InputError(f"routing: found {type(routing).__name__}, expected a runtime.ForcedRouting")
+
+
+def _check_numbers(capacity: object, memory: object, slices: object, threads: object, link: object) -> None:
+    if capacity is not None and not (isinstance(capacity, int | float) and not isinstance(capacity, bool)):
+        raise InputError(f"capacity: found {capacity!r}, expected a number of units or a share")
+    for name, value in (("memory", memory), ("slices", slices), ("cpu_threads", threads)):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise InputError(f"{name}: found {value!r}, expected a whole number of at least 1")
+    if link is not None and not (isinstance(link, int | float) and link > 0):
+        raise InputError(f"link_bytes_per_s: found {link!r}, expected a number above 0")
 
 
 def _default() -> str:

@@ -14,7 +14,8 @@ from policies.roofline import ModelShape, Platform, roofline
 
 CONF = Path(conf.__file__).parent
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
-PLATFORMS = sorted(path.stem for path in (CONF / "platform").glob("*.yaml"))
+# Data sheets; what was measured is in files of `dali calibrate` beside them.
+PLATFORMS = sorted(path.stem for path in (CONF / "platform").glob("*.yaml") if "roofline" in path.read_text())
 
 # Published totals, in weights: the source of each is named at the head of its file.
 PUBLISHED = {

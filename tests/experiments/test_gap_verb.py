@@ -91,6 +91,7 @@ def test_gaps_by_hand():
     ("setting", "named"),
     [
         ("assignments=[greedy]", "expected exact"),
+        ("cache_shares=[]", "one or more numbers"),
         ("against=dali", "each name once"),
         ("cache_shares=[0]", "cache_shares: found 0"),
         ("cache_shares=[0.01]", "staging area"),

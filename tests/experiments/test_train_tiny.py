@@ -144,12 +144,18 @@ def test_a_run_cut_off_resumes_to_the_same_weights(text, tmp_path, monkeypatch, 
         ("steps=0", "steps: found 0, expected a whole number of at least 1"),
         ("device=cuda", "device: found 'cuda' on a machine without CUDA"),
         ("model.num_experts_per_tok=x", "model"),
+        ("model.num_experts_per_tok=5", "expected at most num_experts, 4"),
+        ("model.num_attention_heads=3 model.num_key_value_heads=2", "a multiple of num_key_value_heads"),
+        ("model=5", "override"),
+        ("balance=abc", "balance: found 'abc', expected a number"),
+        ("weight_decay=-1", "weight_decay: found -1"),
+        ("length=99999999", "length: found 99999999, the text has"),
     ],
 )
 def test_bad_input(setting, said, text, tmp_path, capsys):
     if setting == "device=cuda" and torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
-    assert main(["train_tiny", f"output={tmp_path / 'm'}", *SETTINGS, setting]) == 2
+    assert main(["train_tiny", f"output={tmp_path / 'm'}", *SETTINGS, *setting.split()]) == 2
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1

@@ -1,6 +1,7 @@
 """Offloaded runs: what the planner is told and decides, forced routing, results, errors before anything is moved."""
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -466,3 +467,33 @@ def test_grouped_products_on_a_gpu(name, cuda):
 def test_too_little_gpu_memory(cuda):
     with pytest.raises(InputError, match="GPU memory: found"):
         offloaded(tiny("mixtral"), "naive", None, device=cuda, memory=1000)
+
+
+def test_a_backward_pass_fails_instead_of_leaving_the_experts_out():
+    model, ids = tiny("mixtral"), prompts(2, 5)
+    with offloaded(model, "on_demand", 6):
+        loss = model(ids).logits.sum()
+        with pytest.raises(RuntimeError, match="forward passes only"):
+            loss.backward()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"capacity": "0.25"}, "capacity: found '0.25'"),
+        ({"slices": 1.0}, "slices: found 1.0"),
+        ({"cpu_threads": 0}, "cpu_threads: found 0"),
+        ({"device": "foo"}, "device: found 'foo'"),
+        ({"routing": "x.safetensors"}, "routing: found str"),
+    ],
+)
+def test_arguments_of_a_wrong_kind_are_named(options, said):
+    with pytest.raises(InputError, match=re.escape(said)):
+        offloaded(tiny("mixtral"), "on_demand", **options)
+
+
+def test_a_second_one_made_before_the_first_was_attached_is_refused():
+    model = tiny("mixtral")
+    first, second = offloaded(model, "on_demand", 6), offloaded(model, "on_demand", 6)
+    with first, pytest.raises(InputError, match="offloaded already"):
+        second.attach()

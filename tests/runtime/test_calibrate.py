@@ -1,0 +1,215 @@
+"""Calibration: what shots are made of, what follows from their times, what is refused."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the runtime extra")
+
+from offloading_cases import assert_restored, state, tiny  # noqa: E402
+
+from policies.measured import Geometry  # noqa: E402
+from policies.types import InputError  # noqa: E402
+from runtime.arena import HostArena  # noqa: E402
+from runtime.calibrate import Calibration, Settings, calibrate, line, outliers_of, spread_of  # noqa: E402
+from runtime.calibrate_forward import NullExperts, passes  # noqa: E402
+from runtime.calibrate_link import Link, sizes_around  # noqa: E402
+from runtime.calibrate_machine import check_idle, check_same_machine, machine  # noqa: E402
+from runtime.calibrate_probe import COPY, CPU, GPU, Part, Probe, _covered  # noqa: E402
+
+SMALL = Settings(tokens=(1, 4), batches=(1, 2), contexts=(4, 12), prefill=(4, 16), rounds=2, copies=3)
+
+
+@pytest.fixture(scope="module")
+def probe():
+    with Probe(tiny("mixtral"), HostArena(1e8), 1, 1, 8192) as probe:
+        yield probe
+
+
+# ---- shots
+
+
+def test_a_shot_runs_what_it_says(probe):
+    """8 experts, 4 resident, 2 a token: 2 CPU units of 3 tokens, 2 GPU units of 1 and a copy, in each of 3 layers."""
+    probe.run._policy.assignment.on_gpu[:] = False
+    seen = []
+    probe.run.planner._observers.append(lambda view: seen.append(view.workload.copy()))
+    taken = probe.shoot((Part(CPU, 2, 3), Part(GPU, 2, 1), Part(COPY, 1, 1)))
+    probe.run.planner._observers.pop()
+    assert len(seen) == 3
+    for workload in seen:
+        # The resident units are the first four; a copy is of one of the last four.
+        assert sorted(workload[workload > 0].tolist()) == [1, 1, 1, 3, 3]
+        assert np.count_nonzero(workload[:4] == 1) == 2
+        assert np.count_nonzero(workload[4:] == 1) == 1
+    assert taken.total > 0 < taken.cpu
+    assert taken.gpu > 0 < taken.copy
+    assert taken.cycle >= taken.total
+
+
+def test_copies_are_never_of_staged_units(probe):
+    """`shoot` itself raises if a unit were found on the device; the same shot again and again copies each time."""
+    for _ in range(5):
+        assert probe.shoot((Part(COPY, probe.most_copies, 1),)).copy > 0
+
+
+def test_too_many_experts_are_refused(probe):
+    with pytest.raises(RuntimeError, match="takes more experts than there are"):
+        probe.shoot((Part(GPU, 5, 1),))
+
+
+def test_a_model_of_few_experts_is_refused():
+    with pytest.raises(InputError, match="found 2 experts a layer, expected 4 or more"):
+        Probe(tiny("mixtral", num_experts=2, num_local_experts=2), HostArena(), 1, 1, 64)
+
+
+def test_covered():
+    """Jobs 0-2 and 4-6; copies 1-3 and 2-5 are busy from 1 to 5: 1 + 1 of 4 seconds."""
+    assert _covered(np.array([[0, 2], [4, 6]]), np.array([[1, 3], [2, 5]])) == pytest.approx(0.5)
+
+
+# ---- forward passes
+
+
+def test_passes_are_those_of_a_prompt_and_a_token_each(probe):
+    assert list(passes(tiny("mixtral"), torch.device("cpu"), 2, 5, 3)) == [5, 6, 7, 8]
+    assert list(passes(tiny("mixtral"), torch.device("cpu"), 2, 5, 1, chunk=2)) == [2, 4, 5, 6]
+    assert list(passes(tiny("mixtral"), torch.device("cpu"), 2, 0, 2)) == [1, 2]
+
+
+def test_dense_part_knows_tokens_and_context(probe):
+    """A prompt of 6: positions attend to 1 to 6, 3.5 on average; the next token to 7."""
+    null = NullExperts(probe.run._model, probe.arena)
+    with null.installed():
+        prompt, token = null.measure(2, 6, 1)
+    assert (prompt.tokens, prompt.sequences, prompt.context) == (12, 2, 3.5)
+    assert (token.tokens, token.sequences, token.context) == (2, 2, 7)
+    assert prompt.layer > 0 < token.layer
+    # The executor is in its place again.
+    assert probe.shoot((Part(CPU, 2, 1),)).cpu > 0
+
+
+# ---- copies
+
+
+def test_copies_last_as_long_as_the_link_says():
+    """20 kB at 2 MB/s: 10 ms each or more, however many are outstanding."""
+    arena = HostArena(2e6)
+    link = Link(arena, 1 << 15)
+    for outstanding in (1, 2):
+        assert link.seconds(20_000, outstanding, 3) >= 0.99e-2
+    link.release()
+
+
+def test_sizes_around_a_unit():
+    """From a sixteenth to four times, at least 4096 and in whole 256 bytes, the unit itself left out."""
+    assert sizes_around(16384, 1 << 30) == [4096, 8192, 32768, 65536]
+
+
+# ---- what follows
+
+
+def test_line():
+    assert line([1, 2, 4], [3.0, 5.0, 9.0]) == pytest.approx((1.0, 2.0))
+    assert line([4], [8.0]) == (0.0, 2.0)
+    # Falling times have no slope, and nothing costs less than nothing before it begins.
+    assert line([1, 2], [3.0, 1.0]) == (2.0, 0.0)
+    assert line([1, 2], [1.0, 4.0]) == (0.0, 1.5)
+
+
+def test_spread_and_outliers():
+    assert spread_of(np.array([1.0, 2.0, 3.0, 4.0, 5.0])) == pytest.approx(2 / 3)
+    assert outliers_of(np.array([1.0, 1.01, 0.99, 1.0, 9.0])) == 1
+
+
+def test_overheads_add_up_to_what_shots_took(probe):
+    """Made-up times: 100 us and 10 us a unit on the GPU, 140 and 20 on the CPU, 150 and 30 a copy (28 of it copying).
+
+    Read-back + planning must be the 100, transfers + merge the 40 beyond it, the gap 2; a unit of 4 tokens takes what
+    its layer step has beyond the fixed part: (100 + 2 * 15 - 100) / 2.
+    """
+    calibration = Calibration(probe, SMALL)
+    calibration.plan.shots.clear()
+    samples = calibration._samples
+
+    def shot(name, total, **others):
+        fields = {"total": total, "cycle": total, "planner": 5e-6, "cpu": 1.0, "gpu": 1.0, "copy": 28e-6}
+        samples.values[name] = [SimpleNamespace(**(fields | {"dispatch": 0.0, "glue": 0.0} | others))]
+
+    for where, fixed, each in ((GPU, 100e-6, 10e-6), (CPU, 140e-6, 20e-6), (COPY, 150e-6, 30e-6)):
+        for n in calibration.plan.levels[where]:
+            shot(f"{where} {n} x 1", fixed + n * each)
+    for where, fixed, each in ((GPU, 100e-6, 15e-6), (CPU, 140e-6, 25e-6)):
+        n = calibration.plan.by_tokens[where][4]
+        shot(f"{where} {n} x 4", fixed + n * each)
+    for tokens in (1, 4):
+        shot(f"contended {tokens}", 1.0, cpu=1.5)
+    shot("both", 200e-6)
+    for name, value in (("readback", 1e-6), ("launch", 1e-6), ("merge", 4e-6), ("per_token", 1e-9)):
+        samples.values[name] = [value]
+    solved = calibration._solve()
+    over = solved.overheads
+    assert over["readback"] + over["planning"] == pytest.approx(100e-6)
+    assert 2 * over["transfer_latency"] + over["merge"] == pytest.approx(40e-6)
+    assert over["merge"] == pytest.approx(4e-6)
+    assert over["issue_gap"] == pytest.approx(2e-6)
+    assert solved.gpu["seconds"] == pytest.approx([10e-6, 15e-6])
+    assert solved.cpu["seconds"] == pytest.approx([20e-6, 25e-6])
+    assert solved.cpu_contended["seconds"] == pytest.approx([30e-6, 37.5e-6])
+    # 150 + 30 n against 100 + 10: 40 us for which the simulator has no term.
+    assert solved.parts["late_launch"] == pytest.approx(40e-6)
+
+
+def test_profile_of_a_model():
+    """The whole calibration, small; the model is as before it."""
+    model = tiny("gpt_oss")
+    before = state(model)
+    profile = calibrate(model, HostArena(1e8), SMALL, name="p", title="t", slices=2, cpu_threads=1)
+    assert_restored(model, before)
+    assert profile.geometry == Geometry(32, 32, True, 32, 2)
+    assert profile.cpu.at.tolist() == profile.gpu.at.tolist() == [1, 4]
+    assert profile.dense["decode"].tokens.tolist() == [1, 2]
+    assert profile.dense["prefill"].tokens.tolist() == [4, 16]
+    assert profile.machine["link_bytes_per_s"] == 1e8
+    cost = profile.costs(profile.geometry, [10_000] * 3, 100)
+    # 10 kB at 100 MB/s.
+    assert cost.copy[0] >= 0.9e-4
+    assert cost.max_tokens == 100
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"tokens": (2, 4)},
+        {"tokens": (1, 9000)},
+        {"batches": ()},
+        {"contexts": (8,)},
+        {"prefill": (8, 4)},
+        {"rounds": 1},
+    ],
+)
+def test_settings_are_checked(wrong):
+    with pytest.raises(InputError):
+        Settings(**wrong)
+
+
+def test_another_machine_is_refused():
+    here = machine(HostArena(1e30), 1, torch.float32)
+    assert check_same_machine("p", here, here) == []
+    with pytest.raises(InputError, match=r"profile p: expected link_bytes_per_s 5, found 1e\+30 here"):
+        check_same_machine("p", here | {"link_bytes_per_s": 5}, here)
+    assert check_same_machine("p", here | {"numpy": "1"}, here) == [
+        f"numpy was 1 at calibration and is {here['numpy']} now."
+    ]
+
+
+def test_a_busy_gpu_is_refused(monkeypatch):
+    import runtime.calibrate_machine as module
+
+    monkeypatch.setattr(module, "gpu_details", lambda device: {"utilization.gpu": "50"})
+    with pytest.raises(InputError, match="GPU: found it 50 % busy"):
+        check_idle(torch.device("cpu"))
