@@ -35,7 +35,7 @@ def machine(arena: Arena, cpu_threads: int | None, dtype: torch.dtype) -> dict[s
         "dtype": str(dtype).removeprefix("torch."),
         "link_bytes_per_s": throttle,
         "gpu_details": gpu_details(arena.device),
-        "system": f"{platform.system()} {platform.release()}",
+        "system": platform.system(),
         "python": platform.python_version(),
         **{name.replace("-", "_"): importlib.metadata.version(name) for name in _LIBRARIES},
     }
