@@ -6,6 +6,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the runtime extra")
 transformers = pytest.importorskip("transformers", reason="needs the runtime extra")
 
+from tiny_models import CORRECTED, EXPERTS, SORTED, TINY, TOP_K, prompts  # noqa: E402, F401
 from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402
 
 from experiments.build import policy as configured  # noqa: E402
@@ -14,64 +15,9 @@ from runtime.arena import HostArena  # noqa: E402
 from runtime.moe_layers import moe_layers  # noqa: E402
 from runtime.offloading import Offload, offload  # noqa: E402
 
-EXPERTS, TOP_K, VOCABULARY = 8, 2, 128
-# One configuration for all: each architecture reads the names it knows.
-TINY = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 64,
-    "sliding_window": 8,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "moe_intermediate_size": 32,
-    "shared_expert_intermediate_size": 24,
-    "n_shared_experts": 1,
-    "first_k_dense_replace": 1,
-    "num_dense_layers": 1,
-    "decoder_sparse_step": 1,
-    "n_group": 2,
-    "topk_group": 1,
-    "q_lora_rank": 16,
-    "kv_lora_rank": 16,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 8,
-    "v_head_dim": 8,
-    **dict.fromkeys(["num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"], EXPERTS),
-    **dict.fromkeys(["num_experts_per_tok", "moe_k", "moe_topk"], TOP_K),
-}
-# Architecture -> what it needs besides.
-ARCHITECTURES = {
-    "mixtral": {},
-    "qwen2_moe": {},
-    "qwen3_moe": {},
-    "qwen3_next": {"num_hidden_layers": 4},
-    "qwen3_5_moe_text": {"num_hidden_layers": 4},
-    "olmoe": {},
-    "flex_olmo": {},
-    "gpt_oss": {},
-    "granitemoe": {},
-    "granitemoeshared": {},
-    "phimoe": {},
-    "hunyuan_v1_moe": {},
-    "minimax": {},
-    "deepseek_v2": {"num_key_value_heads": 4},
-    "jamba": {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
-    "deepseek_v3": {"num_key_value_heads": 4},
-    "glm4_moe": {},
-    "glm4_moe_lite": {"num_key_value_heads": 4},
-    "dots1": {},
-    "ernie4_5_moe": {},
-    "minimax_m2": {},
-    "lfm2_moe": {"layer_types": ["conv", "full_attention", "full_attention"]},
-    "nemotron_h": {"moe_latent_size": 16},
-    "afmoe": {},
-}
+# Inner widths that four slices divide.
+SIZES = TINY | {"intermediate_size": 32, "moe_intermediate_size": 32}
+ARCHITECTURES = SORTED | CORRECTED | {"nemotron_h": {"moe_latent_size": 16}}
 LIVE_POLICIES = ("naive", "on_demand", "hybrimoe", "dali", "frontier")
 
 
@@ -79,7 +25,7 @@ def tiny(kind: str, **others):
     if kind not in transformers.models.auto.configuration_auto.CONFIG_MAPPING:
         pytest.skip(f"transformers {transformers.__version__} has no {kind}")
     torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, **(TINY | ARCHITECTURES.get(kind, {}) | others))
+    config = AutoConfig.for_model(kind, **(SIZES | ARCHITECTURES.get(kind, {}) | others))
     model = AutoModelForCausalLM.from_config(config).eval()
     if not model._can_set_experts_implementation():
         pytest.skip(f"{kind} of transformers {transformers.__version__}: no experts interface")
@@ -88,10 +34,6 @@ def tiny(kind: str, **others):
         if name.endswith("bias") and tensor.is_floating_point():
             tensor.data.uniform_(-0.5, 0.5)
     return model
-
-
-def prompts(sequences: int, length: int):
-    return torch.randint(3, VOCABULARY, (sequences, length), generator=torch.Generator().manual_seed(1))
 
 
 def generate(model, ids, count: int):
