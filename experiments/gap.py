@@ -105,6 +105,7 @@ def run(config: DictConfig, overrides: list[str]) -> None:
         gaps = gap_table(calls)
         gaps.to_parquet(place / "assignments.parquet", index=False)
         results.to_parquet(place / "results.parquet", index=False)
+        waterfall(results, names[0], names[1]).to_parquet(place / "waterfall.parquet", index=False)
         found = summary(gaps, results, names[0], names[1])
         (place / "summary.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         figures_gap.save_all(gaps, results, names, place)
@@ -276,6 +277,16 @@ def _speedup(results: pd.DataFrame, name: str, over: str) -> pd.Series:
     keys = ["scene", "cache_share", "batch", "phase"]
     speeds = results[results["name"].isin([name, over])].pivot(index=keys, columns="name", values="tokens_per_s")
     return speeds[name] / speeds[over]
+
+
+def waterfall(results: pd.DataFrame, chosen: str, against: str) -> pd.DataFrame:
+    """Milliseconds of a decode step by case and stage, from the chosen policy to the bound; `dali report` draws it."""
+    stages = [chosen, *(name for name, _ in WATERFALL), "bound", against]
+    rows = results[(results["phase"] == "decode") & results["name"].isin(stages)]
+    found = rows.assign(stage=rows["name"], ms_per_token=1e3 * rows["seconds"] / rows["steps"])
+    found["order"] = found["stage"].map(stages.index)
+    keys = ["scene", "cache_share", "batch"]
+    return found.sort_values([*keys, "order"])[[*keys, "stage", "ms_per_token"]].reset_index(drop=True)
 
 
 def _report(gaps: pd.DataFrame, results: pd.DataFrame, found: dict[str, Any], names: list[str]) -> str:

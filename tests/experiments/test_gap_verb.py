@@ -66,6 +66,18 @@ def test_summary_agrees_with_the_rows(folder):
         assert case["frontier_speedup_min"] == pytest.approx(ratio.loc[case["batch"], case["phase"]])
 
 
+def test_the_waterfall_is_what_a_report_draws(folder):
+    stages = pd.read_parquet(folder / "waterfall.parquet")
+    results = pd.read_parquet(folder / "results.parquet").set_index(["batch", "phase", "name"])
+    for batch, rows in stages.groupby("batch"):
+        assert rows["stage"].iloc[0] == "dali"
+        assert list(rows["stage"])[-2:] == ["bound", "frontier"]
+        row = results.loc[batch, "decode", "bound"]
+        assert rows["ms_per_token"].iloc[-2] == pytest.approx(1e3 * row["seconds"] / 4)
+    assert main(["report", f"results={folder}", f"output={folder.parent / 'gap.html'}"]) == 0
+    assert "idea by idea" in (folder.parent / "gap.html").read_text()
+
+
 def test_gaps_by_hand():
     """Exact 1 and 2 seconds, greedy 1.5 and 2: gaps 50 % and 0, together 3 of 3.5 seconds."""
     calls = pd.DataFrame(
