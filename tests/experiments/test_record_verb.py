@@ -248,7 +248,7 @@ def test_full_disk_while_keeping_predictors(here, models, capsys):
         (["model=MODELS/moe", "weights=maybe"], ["weights", "maybe"]),
         (["model=MODELS/moe", "trust_remote_code=1"], ["trust_remote_code", "1"]),
         (["model=MODELS/moe", "dtype=int4"], ["dtype", "int4", "bfloat16"]),
-        (["model=MODELS/moe", "device=abacus"], ["moe", "abacus"]),
+        (["model=MODELS/moe", "device=abacus"], ["device", "abacus"]),
         (["model=MODELS/moe", "tokenizer=null"], ["tokenizer", "moe"]),
         (["model=MODELS/moe", "temperature=0", "sequences=99"], ["sequences", "99", "16 prompts"]),
         (["model=MODELS/moe", "output=nowhere/t.safetensors"], ["nowhere"]),
