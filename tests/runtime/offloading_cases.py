@@ -6,7 +6,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the runtime extra")
 transformers = pytest.importorskip("transformers", reason="needs the runtime extra")
 
-from tiny_models import CORRECTED, EXPERTS, SORTED, TINY, TOP_K, prompts  # noqa: E402, F401
+from tiny_models import CORRECTED, EXPERTS, SORTED, TINY, TOP_K, VOCABULARY, prompts  # noqa: E402, F401
 from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402
 
 from experiments.build import policy as configured  # noqa: E402
