@@ -15,7 +15,7 @@ from policies.types import InputError
 if TYPE_CHECKING:
     from experiments.doctor_measure import Facts
 
-# GB/s of one lane and direction, less encoding (PCI Express Base Specification 6.0, section 1.2).
+# GB/s of one lane and direction, less encoding (the transfer rates that the PCI Express generations are named for).
 LANE_GBS = {1: 0.25, 2: 0.5, 3: 0.985, 4: 1.969, 5: 3.938, 6: 7.563}
 # Pinned copies reach this share of the wire or more on machines without a fault.
 LINK_SHARE = 0.7
