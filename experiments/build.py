@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -210,6 +211,16 @@ def texts(config: DictConfig, name: str) -> list[str]:
 
 
 # ---- objects ---------------------------------------------------------------------------------------
+
+
+def runtime_modules(*names: str) -> list[Any]:
+    """Modules that run a model, imported; InputError where torch or transformers is not installed."""
+    try:
+        return [importlib.import_module(name) for name in names]
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("torch", "transformers"):
+            raise
+        raise InputError("needs the runtime extra: pip install 'dali-moe[runtime]'") from None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,11 +16,13 @@ from experiments.prompts import fit, read_prompts
 from policies.types import InputError
 from traces.container import check_writable
 
+_LIBRARIES = ("experiments.calibration", "experiments.loading", "runtime.record", "torch", "transformers")
+
 
 def run(config: DictConfig, overrides: list[str]) -> None:
     """Load, record, say what was written; a run cut off keeps the steps it finished."""
     plan = _Plan(config)
-    calibrating, loading, record, torch, transformers = _libraries()
+    calibrating, loading, record, torch, transformers = build.runtime_modules(*_LIBRARIES)
     calibration = calibrating.Calibration.read(config, plan.prompts)
     name, revision, trusted = build.text(config, "checkpoint"), config.revision, _flag(config, "trust_remote_code")
     model = loading.load_model(name, revision, trusted, config.device, build.text(config, "dtype"))
@@ -95,16 +96,6 @@ class _Plan:
         self.weights, self.router_input = _flag(config, "weights"), _flag(config, "router_input")
         self.prompts = [given[number % len(given)] for number in range(count)]
         self.tokens = count * (self.prompt + self.generate)
-
-
-def _libraries() -> list[Any]:
-    names = ("experiments.calibration", "experiments.loading", "runtime.record", "torch", "transformers")
-    try:
-        return [importlib.import_module(name) for name in names]
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("torch", "transformers"):
-            raise
-        raise InputError("needs the runtime extra: pip install 'dali-moe[runtime]'") from None
 
 
 def _flag(config: DictConfig, name: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -206,12 +205,7 @@ def with_layers(shape: ModelShape, layers: int) -> ModelShape:
 
 def load_torch() -> Any:
     """The modules that run a model; InputError where torch or transformers is not installed."""
-    try:
-        return importlib.import_module("experiments.run_live")
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("torch", "transformers"):
-            raise
-        raise InputError("needs the runtime extra: pip install 'dali-moe[runtime]'") from None
+    return build.runtime_modules("experiments.run_live")[0]
 
 
 def flag_or(config: DictConfig, name: str, otherwise: bool) -> bool:

@@ -20,22 +20,15 @@ _FIXED = ("seed", "batch", "length", "learning_rate", "warmup", "steps", "weight
 
 def run(config: DictConfig, overrides: list[str]) -> None:
     """Train, or go on where a run was cut off; then write the model, its tokenizer and its card."""
-    try:
-        import torch
-
-        from experiments import tiny_model
-        from experiments.model_card import write_card
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("torch", "transformers"):
-            raise
-        raise InputError("needs the runtime extra: pip install 'dali-moe[runtime]'") from None
+    names = ("torch", "experiments.tiny_model", "experiments.model_card")
+    torch, tiny_model, model_card = build.runtime_modules(*names)
     from experiments.corpus import standard_library
 
     trainer = Trainer(config, torch, tiny_model)
     corpus = standard_library()
     trainer.train(corpus.training)
     trainer.save(corpus.digest)
-    write_card(trainer.folder, corpus, trainer.settings | {"steps": trainer.steps, "device": trainer.device})
+    model_card.write_card(trainer.folder, corpus, trainer.settings | {"steps": trainer.steps, "device": trainer.device})
     trainer.checkpoint.unlink(missing_ok=True)
     print(f"Written: {trainer.folder}")
 

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import record
+from experiments import build
 from experiments.cli import main
 from experiments.prompts import BUILT_IN, CALIBRATION, fit, read_prompts
 from traces.trace import Trace
@@ -343,4 +343,4 @@ def test_an_unrelated_missing_module_is_not_blamed_on_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "runtime.rows", None)  # importing it now fails
     monkeypatch.delitem(sys.modules, "runtime.record", raising=False)
     with pytest.raises(ModuleNotFoundError, match=r"runtime\.rows"):
-        record._libraries()
+        build.runtime_modules("torch", "runtime.record")
