@@ -1,4 +1,4 @@
-"""What the numbers of a comparison say, in a few plain sentences.
+"""What the numbers of a comparison say, in a few plain sentences; those of other verbs are beside it.
 
 Each sentence restates columns of `results.parquet` and `what_if.parquet` (`experiments.compare` writes both).
 What would help is said only where it was simulated: busy shares alone do not carry that claim.
@@ -68,7 +68,7 @@ def fastest(part: pd.DataFrame) -> pd.DataFrame:
     Index batch; columns policy, tokens_per_s, speedup, second (None if there is none) and lead (share over the second).
     """
     rows = []
-    for batch, candidates in part[_real(part)].groupby("batch"):
+    for batch, candidates in part[runnable(part)].groupby("batch"):
         ranked = candidates.sort_values("tokens_per_s", ascending=False, kind="stable")
         first = ranked.iloc[0]
         second = ranked.iloc[1] if len(ranked) > 1 else None
@@ -83,8 +83,8 @@ def fastest(part: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("batch")
 
 
-def _real(part: pd.DataFrame) -> pd.Series:
-    """Rows of policies that could run; all rows if none could."""
+def runnable(part: pd.DataFrame) -> pd.Series:
+    """Bool, rows of policies that could run; all rows if none could."""
     known = part["knows_future"].astype(bool) if "knows_future" in part else part["policy"] == ORACLE
     return ~known if not known.all() else known
 
@@ -93,14 +93,14 @@ def _winners(part: pd.DataFrame, best: pd.DataFrame) -> str:
     compared_with = baseline(part)
     said = []
     for name, rows in best.groupby("policy", sort=False):
-        where, speed = _at(list(rows.index), list(best.index)), _span(rows["tokens_per_s"])
+        where, speed = _at(list(rows.index), list(best.index)), span(rows["tokens_per_s"])
         text = f"{name} is the fastest {where}, {speed} tokens/s"
         if compared_with not in (None, name):
-            text += f", {_span(rows['speedup'], '{:.2f}'.format)} times {compared_with}"
+            text += f", {span(rows['speedup'], '{:.2f}'.format)} times {compared_with}"
         said.append(text + _lead(rows))
-    for name, rows in part[~_real(part)].groupby("policy", sort=False):
+    for name, rows in part[~runnable(part)].groupby("policy", sort=False):
         ratio = rows.set_index("batch")["tokens_per_s"] / best["tokens_per_s"]
-        reached = _span(ratio, "{:.2f}".format)
+        reached = span(ratio, "{:.2f}".format)
         said.append(f"{name}, which knows the future and so cannot be run, reaches {reached} times that")
     return "; ".join(said)
 
@@ -115,21 +115,26 @@ def _lead(rows: pd.DataFrame) -> str:
         return f", level with {runner_up} (within {LEVEL:.0%})"
     if low < LEVEL:
         return f", at most {high:.0%} ahead of {runner_up}"
-    return f", {_span(rows['lead'], '{:.0%}'.format)} ahead of {runner_up}"
+    return f", {span(rows['lead'], '{:.0%}'.format)} ahead of {runner_up}"
 
 
 def _busiest(part: pd.DataFrame, best: pd.DataFrame) -> str:
-    """Busy shares of the fastest policy at the largest batch; machines within a point of each other share the place."""
+    """Busy shares of the fastest policy at the largest batch."""
     batch = best.index.max()
     name = str(best.at[batch, "policy"])
     row = part[(part["policy"] == name) & (part["batch"] == batch)].iloc[0]
+    return f"With {name} at batch {batch} {busiest(row)}"
+
+
+def busiest(row: pd.Series) -> str:
+    """The busiest machine of a row of results; machines within a point of each other share the place."""
     busy = {"GPU": row["gpu_busy"], "CPU": row["cpu_busy"], "link": sum(row[kind] for kind in LINK)}
     ranked = sorted(busy, key=lambda machine: -busy[machine])
     first = [machine for machine in ranked if busy[machine] > busy[ranked[0]] - LEVEL]
     rest = ", ".join(f"{machine} {busy[machine]:.0%}" for machine in ranked if machine not in first)
-    shares = _listed(f"{busy[machine]:.0%}" for machine in first)
-    what = f"the {first[0]} is the busiest machine" if len(first) == 1 else f"{_listed(first)} are the busiest machines"
-    return f"With {name} at batch {batch} {what}, {shares} of the time{f' ({rest})' if rest else ''}"
+    shares = listed(f"{busy[machine]:.0%}" for machine in first)
+    what = f"the {first[0]} is the busiest machine" if len(first) == 1 else f"{listed(first)} are the busiest machines"
+    return f"{what}, {shares} of the time{f' ({rest})' if rest else ''}"
 
 
 def _helps(what_if: pd.DataFrame) -> str:
@@ -156,14 +161,15 @@ def _gains(rows: pd.DataFrame) -> list[str]:
 def _at(batches: Sequence[int], of: Sequence[int]) -> str:
     if len(of) > 1 and len(batches) == len(of):
         return "at every batch size"
-    return f"at batch {_listed(map(str, batches))}"
+    return f"at batch {listed(map(str, batches))}"
 
 
-def _listed(items: Iterable[str]) -> str:
+def listed(items: Iterable[str]) -> str:
+    """One, two and three."""
     *others, last = items
     return f"{', '.join(others)} and {last}" if others else last
 
 
-def _span(values: pd.Series, read: Callable[[float], str] = number) -> str:
+def span(values: pd.Series, read: Callable[[float], str] = number) -> str:
     """The smallest and the largest value, or one if they read the same."""
     return " to ".join(dict.fromkeys((read(values.min()), read(values.max()))))

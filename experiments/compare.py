@@ -9,7 +9,8 @@ import pandas as pd
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from experiments import analysis, build, figures, what_if
+from experiments import analysis, build, figures_compare, figures_timeline, what_if
+from experiments.figures import save_all
 from experiments.results import finished, folder, number, share, stamp, table
 from policies.measured import Profile
 from policies.planner import Planner, Policy
@@ -74,11 +75,11 @@ def run(config: DictConfig, overrides: list[str]) -> None:
             ]
         ).to_parquet(place / "steps.parquet", index=False)
         title = f"{scene.model.name} on {scene.platform.name}, {_memory(scene)}"
-        figures.save_all(results, baseline, title, place)
-        drawn = list(figures.NAMES)
+        drawings = figures_compare.drawings(results, baseline, title)
         if recorded:
-            figures.timeline(spans, recorded[-1], DRAWN_LAYERS, f"{title}, batch {shown}", place)
-            drawn.append(figures.TIMELINE)
+            about = f"{title}, batch {shown}"
+            drawings.append(figures_timeline.drawing(spans, recorded[-1], DRAWN_LAYERS, about))
+        drawn = save_all(drawings, place)
         overview = "\n\n".join(
             f"{phase.capitalize()}, tokens/s (times {baseline})\n\n{_overview(results, phase)}"
             for phase in PHASES

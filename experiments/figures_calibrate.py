@@ -2,33 +2,66 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from experiments.figures import CPU, DEMAND, GPU, OTHER
+from experiments.figures import CPU, DEMAND, GPU, OTHER, Drawing, logarithmic
 from policies.measured import Curve, Profile, Surface
 
-NAMES = ("units.png", "copies.png", "dense.png")
+UNITS = ("cpu", "cpu_contended", "gpu")
+COPIES = {"copy": "two outstanding", "copy_alone": "one outstanding", "copy_contended": "beside CPU units"}
 
 
-def save_all(profile: Profile, place: Path) -> None:
-    """Write the figures of `NAMES`."""
-    for name, figure in zip(NAMES, (units(profile), copies(profile), dense(profile)), strict=True):
-        figure.suptitle(f"{profile.name}: {profile.model}", fontsize=10)
-        FigureCanvasAgg(figure).print_png(str(place / name))
+def drawings(profile: Profile) -> list[Drawing]:
+    """Of a measured profile."""
+    title = f"{profile.name}: {profile.model}"
+    of_dense = [
+        pd.DataFrame(surface.rows, columns=["tokens", "sequences", "context", "seconds", "spread"]).assign(phase=phase)
+        for phase, surface in profile.dense.items()
+    ]
+    return [
+        Drawing(
+            "units",
+            "Time of a unit by tokens: points measured, the curve through them, the roofline through its ends",
+            partial(units, profile),
+            _points(profile, {name: name.replace("_", ", ") for name in UNITS}, "tokens"),
+            title,
+        ),
+        Drawing(
+            "copies", "Time of a copy by bytes", partial(copies, profile), _points(profile, COPIES, "bytes"), title
+        ),
+        Drawing(
+            "dense",
+            "Time of the dense part of a layer by tokens, for the shortest and the longest context",
+            partial(dense, profile),
+            pd.concat(of_dense)[["phase", "tokens", "sequences", "context", "seconds", "spread"]],
+            title,
+        ),
+    ]
+
+
+def _points(profile: Profile, curves: dict[str, str], what: str) -> pd.DataFrame:
+    """A row a point: measured, and on the curve, which never falls."""
+    parts = []
+    for name, label in curves.items():
+        curve: Curve = getattr(profile, name)
+        columns = {what: curve.at, "us measured": 1e6 * curve.measured, "us on the curve": 1e6 * curve.seconds}
+        parts.append(pd.DataFrame({"curve": label, **columns, "spread": curve.spread}))
+    return pd.concat(parts)
 
 
 def units(profile: Profile) -> Figure:
-    """Seconds of a unit against tokens: CPU and GPU, idle and contended, and each one's roofline."""
+    """Seconds of a unit against tokens: CPU and GPU, the CPU's also while copies run, and each one's roofline."""
     figure = Figure(figsize=(9, 4), layout="constrained", dpi=130)
     for axes, which, colour in zip(figure.subplots(1, 2), ("cpu", "gpu"), (CPU, GPU), strict=True):
         idle: Curve = getattr(profile, which)
         _curve(axes, idle, colour, "idle")
-        _curve(axes, getattr(profile, f"{which}_contended"), DEMAND, "contended")
+        if which == "cpu":
+            _curve(axes, profile.cpu_contended, DEMAND, "while copies run")
         _roofline(axes, idle)
         _log(axes, f"{which.upper()} unit, tokens")
     return figure
@@ -38,9 +71,8 @@ def copies(profile: Profile) -> Figure:
     """Seconds of a copy against its bytes."""
     figure = Figure(figsize=(5, 4), layout="constrained", dpi=130)
     axes = figure.subplots()
-    _curve(axes, profile.copy, GPU, "two outstanding")
-    _curve(axes, profile.copy_alone, OTHER, "one outstanding")
-    _curve(axes, profile.copy_contended, DEMAND, "beside CPU units")
+    for (name, label), colour in zip(COPIES.items(), (GPU, OTHER, DEMAND), strict=True):
+        _curve(axes, getattr(profile, name), colour, label)
     _log(axes, "copy, bytes")
     return figure
 
@@ -76,8 +108,8 @@ def _surface(axes: Axes, surface: Surface) -> None:
 
 
 def _log(axes: Axes, what: str) -> None:
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
+    logarithmic(axes.xaxis, base=2)
+    logarithmic(axes.yaxis, between=(1, 2, 5))
     axes.set_xlabel(what)
     axes.set_ylabel("microseconds")
     axes.spines[["top", "right"]].set_visible(False)

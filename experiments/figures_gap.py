@@ -2,101 +2,128 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from experiments.figures import BATCH_COLOURS
+from experiments.figures import BATCH_COLOURS, GPU, OTHER, Drawing, bare, logarithmic
 
-NAMES = ("gap.png", "waterfall.png", "scheduling.png")
-_KEYS = ["scene", "cache_share", "batch", "phase"]
+KEYS = ["scene", "cache_share", "batch", "phase", "assignment"]
+BOUND = "bound"  # the stage of a waterfall that nobody can go below
+STAGE, MS = "stage", "ms_per_token"  # columns of a waterfall; any others tell cases apart
 # Below this a gap is drawn at the edge: an exact answer has none, and a logarithmic axis no place for it.
 _LEAST = 1e-5
+_PANELS_ABREAST = 3
 
 
-def save_all(gaps: pd.DataFrame, results: pd.DataFrame, names: list[str], place: Path) -> None:
-    """Write the figures of `NAMES`."""
-    drawn = (_gap(gaps), _waterfall(results, names), _scheduling(gaps))
-    for name, figure in zip(NAMES, drawn, strict=True):
-        FigureCanvasAgg(figure).print_png(str(place / name))
+def drawings(gaps: pd.DataFrame, fall: pd.DataFrame) -> list[Drawing]:
+    """Of the tables `assignments.parquet` and `waterfall.parquet`."""
+    return [
+        Drawing(
+            "gap",
+            "How much longer than the exact makespan each assignment takes: its mean, and a line up to its worst",
+            partial(gap, gaps),
+            gaps[[*KEYS, "layer_steps", "gap_mean", "gap_max"]],
+        ),
+        of_waterfall(fall),
+        Drawing(
+            "scheduling",
+            "Time of a call against the mean gap it leaves, a point a case (as Figure 15 of arXiv 2602.03495)",
+            partial(scheduling, gaps),
+            gaps[[*KEYS, "call_median", "gap_mean"]],
+        ),
+    ]
 
 
-def _gap(gaps: pd.DataFrame) -> Figure:
+def of_waterfall(fall: pd.DataFrame) -> Drawing:
+    """A row a stage, in order: `STAGE`, `MS`, and whatever tells cases apart."""
+    caption = "Milliseconds per output token, idea by idea down to the bound that no policy can beat"
+    return Drawing("waterfall", caption, partial(waterfall, fall), fall)
+
+
+def gap(gaps: pd.DataFrame) -> Figure:
     """Mean gap of every assignment, and up to its worst, a panel for each model."""
     scenes, colours = list(gaps["scene"].unique()), _colours(gaps)
     figure = Figure(figsize=(4.6 * len(scenes), 3.9), layout="constrained", dpi=130)
     for axes, scene in zip(figure.subplots(1, len(scenes), squeeze=False, sharey=True)[0], scenes, strict=True):
         part = gaps[(gaps["scene"] == scene) & (gaps["assignment"] != "exact")]
-        cells = list(part.groupby(_KEYS[1:], sort=False))
+        cells = list(part.groupby(KEYS[1:-1], sort=False))
         names = list(part["assignment"].unique())
         for i, name in enumerate(names):
             rows = part[part["assignment"] == name]
             at = np.arange(len(rows)) + (i - (len(names) - 1) / 2) * 0.18
             mean, worst = (np.maximum(rows[column], _LEAST) for column in ("gap_mean", "gap_max"))
-            colour = colours[name]
-            axes.vlines(at, mean, worst, color=colour, linewidth=1)
-            axes.plot(at, mean, "o", color=colour, markersize=4, label=name)
-        axes.set_yscale("log")
+            axes.vlines(at, mean, worst, color=colours[name], linewidth=1)
+            axes.plot(at, mean, "o", color=colours[name], markersize=4, label=name)
         axes.set_xticks(range(len(cells)), [_label(*key) for key, _ in cells], rotation=40, ha="right", fontsize=8)
         axes.set_title(scene, fontsize=9)
-        _bare(axes)
+        _shares(axes)
     first = figure.axes[0]
-    first.set_yticks([1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1], ["none", ".01 %", ".1 %", "1 %", "10 %", "100 %"])
     first.set_ylabel("gap to exact: mean, line to worst")
-    figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    figure.legend(*first.get_legend_handles_labels(), loc="outside lower left", ncols=5, frameon=False)
     return figure
 
 
-def _waterfall(results: pd.DataFrame, names: list[str]) -> Figure:
-    """Milliseconds a decode step from the chosen policy to the bound, a panel for each model and batch."""
-    decode = results[results["phase"] == "decode"]
-    scenes, batches = list(decode["scene"].unique()), sorted(decode["batch"].unique())
-    least = decode["cache_share"].min()
-    figure = Figure(figsize=(3.4 * len(batches) + 1, 2.5 * len(scenes) + 0.4), layout="constrained", dpi=130)
-    grid = figure.subplots(len(scenes), len(batches), squeeze=False, sharex=True)
-    for line, scene in zip(grid, scenes, strict=True):
-        for axes, batch in zip(line, batches, strict=True):
-            chosen = (decode["scene"] == scene) & (decode["batch"] == batch) & (decode["cache_share"] == least)
-            _bars(axes, decode[chosen], names)
-            axes.set_title(f"{scene}, batch {batch}", fontsize=8)
-        line[0].set_ylabel("ms a step")
-    figure.suptitle(f"Decode, {least:.0%} of the experts in GPU memory", fontsize=10)
-    return figure
-
-
-def _bars(axes: Axes, part: pd.DataFrame, names: list[str]) -> None:
-    each = part.set_index("name")
-    ideas = list(each.index[each["kind"] == "waterfall"])
-    bars = [names[0], *ideas, "bound", names[1]]
-    times = 1e3 * (each["seconds"] / each["steps"])[bars].to_numpy()
-    colours = ["#0072B2", *["#56B4E9"] * len(ideas), "#009E73", "#E69F00"]
-    drawn = axes.bar(range(len(bars)), times, 0.8, color=colours)
-    axes.bar_label(drawn, [f"{time:.0f}" if time >= 100 else f"{time:.3g}" for time in times], fontsize=7)
-    for i in range(len(ideas) + 1):
-        axes.plot([i + 0.4, i + 0.6], [times[i]] * 2, color="0.4", linewidth=0.8)
-    labels = [names[0], *(f"+ {idea}" for idea in ideas), "bound", names[1]]
-    axes.set_xticks(range(len(bars)), labels, rotation=35, ha="right", fontsize=7)
-    axes.margins(y=0.15)
-    _bare(axes)
-
-
-def _scheduling(gaps: pd.DataFrame) -> Figure:
-    """Time of a call against the mean gap it leaves, one point for each case (Figure 15 of arXiv 2602.03495)."""
+def scheduling(gaps: pd.DataFrame) -> Figure:
+    """Time of a call against the mean gap it leaves, one point for each case."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained", dpi=130)
     axes = figure.subplots()
     for name, colour in _colours(gaps).items():
         rows = gaps[gaps["assignment"] == name]
-        gap = np.maximum(rows["gap_mean"], _LEAST)
-        axes.plot(1e6 * rows["call_median"], gap, "o", color=colour, label=name, alpha=0.7, markersize=5)
-    axes.set(xscale="log", yscale="log", xlabel="microseconds a call (median)", ylabel="mean gap to the exact makespan")
-    axes.set_yticks([1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1], ["none", ".01 %", ".1 %", "1 %", "10 %", "100 %"])
+        left = np.maximum(rows["gap_mean"], _LEAST)
+        axes.plot(1e6 * rows["call_median"], left, "o", color=colour, label=name, alpha=0.7, markersize=5)
+    logarithmic(axes.xaxis)
+    axes.set(xlabel="microseconds a call (median)", ylabel="mean gap to the exact makespan")
     axes.legend(frameon=False)
-    _bare(axes)
+    _shares(axes)
     return figure
+
+
+def waterfall(fall: pd.DataFrame) -> Figure:
+    """Milliseconds per output token by stage, and what each stage saves over the one before; a panel for each case."""
+    keys = [column for column in fall.columns if column not in (STAGE, MS)]
+    cases = list(fall.groupby(keys, sort=False)) if keys else [((), fall)]
+    abreast = min(_PANELS_ABREAST, len(cases))
+    down = -(-len(cases) // abreast)
+    figure = Figure(
+        figsize=(1.4 + 3.1 * abreast, 0.5 + down * (0.7 + 0.19 * fall[STAGE].nunique())), layout="constrained", dpi=130
+    )
+    grid = figure.subplots(down, abreast, squeeze=False, sharey=True)
+    for axes, (case, rows) in zip(grid.ravel(), cases, strict=False):
+        _fall(axes, rows)
+        axes.set_title(_case(keys, case), fontsize=8, loc="left")
+    for axes in grid.ravel()[len(cases) :]:
+        axes.set_visible(False)
+    grid[0, 0].invert_yaxis()
+    for axes in grid[-1]:
+        axes.set_xlabel("ms per output token", fontsize=8)
+    return figure
+
+
+def _fall(axes: Axes, rows: pd.DataFrame) -> None:
+    names, ms = [str(stage) for stage in rows[STAGE]], rows[MS].to_numpy(float)
+    end = names.index(BOUND) if BOUND in names else len(names) - 1
+    colours = [GPU if i == end else BATCH_COLOURS[4] if i > end else BATCH_COLOURS[1] for i in range(len(names))]
+    places = np.arange(len(names))
+    bars = axes.barh(places, ms, 0.75, color=colours)
+    saved = (ms[:end] - ms[1 : end + 1]).clip(min=0)
+    axes.barh(places[1 : end + 1], saved, 0.75, left=ms[1 : end + 1], color=OTHER, alpha=0.4)
+    axes.bar_label(bars, [f"{value:.3g}" if value < 100 else f"{value:.0f}" for value in ms], fontsize=7, padding=2)
+    axes.set_yticks(places, names, fontsize=7)
+    axes.tick_params(axis="x", labelsize=7)
+    axes.margins(x=0.12)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _case(keys: list[str], case: tuple) -> str:
+    """Names as they are, numbers after what they count."""
+    return ", ".join(
+        value if isinstance(value, str) else f"{key.replace('_', ' ')} {value:g}"
+        for key, value in zip(keys, case, strict=True)
+    )
 
 
 def _colours(gaps: pd.DataFrame) -> dict[str, str]:
@@ -107,7 +134,8 @@ def _label(share: float, batch: int, phase: str) -> str:
     return f"{share:.0%}, {'prefill' if phase == 'prefill' else f'batch {batch}'}"
 
 
-def _bare(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", linewidth=0.4, alpha=0.6)
-    axes.set_axisbelow(True)
+def _shares(axes: Axes) -> None:
+    axes.set_yscale("log")
+    axes.set_yticks([1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1], ["none", ".01 %", ".1 %", "1 %", "10 %", "100 %"])
+    axes.minorticks_off()
+    bare(axes)

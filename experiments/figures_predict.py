@@ -2,42 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from experiments.figures import Drawing, bare
 
 # Okabe and Ito's palette, which readers with any colour vision can tell apart; shapes say the same in print.
 RECORDED = ("#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 MARKS = ("o", "s", "^", "v", "P", "X")
 COMPUTED = {"frequency": ("#555555", "D", "--"), "previous": ("#888888", "d", "-."), "random": ("#BBBBBB", ".", ":")}
-BY_LAYER, BY_BATCH, BY_AHEAD, COSINE = "recall_by_layer.png", "recall_by_batch.png", "recall_by_ahead.png", "cosine.png"
+BY_LAYER, BY_BATCH, BY_AHEAD, COSINE = "recall_by_layer", "recall_by_batch", "recall_by_ahead", "cosine"
 Styles = dict[str, dict[str, Any]]  # how each predictor is drawn
+_SHOWN = ["predictor", "metric", "ahead", "batch", "layer", "value", "low", "high"]
 
 
-def save_all(results: pd.DataFrame, model: str, phase: str, place: Path) -> list[str]:
-    """Write the figures that a table of results has the numbers for (`Evaluation.results`); returns their names."""
+def drawings(results: pd.DataFrame, title: str = "") -> list[Drawing]:
+    """The figures that a table of results has the numbers for (`Evaluation.results`)."""
     styles = _styles(list(dict.fromkeys(results["predictor"])))
-    figures = {BY_LAYER: by_layer(results, styles), BY_BATCH: by_batch(results, styles)}
+
+    def made(name: str, caption: str, draw: Callable[..., Figure], part: pd.DataFrame, data: pd.DataFrame) -> Drawing:
+        used = [column for column in _SHOWN if data[column].nunique() > 1 or column not in ("ahead", "batch", "layer")]
+        return Drawing(name, f"{caption}, with 95 % intervals", partial(draw, part, styles), data[used], title)
+
+    of_token = results[(results["metric"] == "recall_topk") & (results["ahead"] == 1) & (results["layer"] != "all")]
+    of_token = of_token[of_token["batch"] == of_token["batch"].min()]
+    whole = results[results["layer"] == "all"]
+    found = [made(BY_LAYER, "Recall of a token's experts by layer, one layer ahead", by_layer, of_token, of_token)]
+    busiest = whole[(whole["ahead"] == 1) & _tops(whole)]
+    if len(busiest):
+        caption = "Recall of the busiest units by batch size, one layer ahead"
+        found.append(made(BY_BATCH, caption, by_batch, busiest, busiest))
     if results["ahead"].nunique() > 1:
-        figures[BY_AHEAD] = by_ahead(results, styles)
-    if "cosine" in set(results["metric"]):
-        figures[COSINE] = cosine(results, styles)
-    for name, figure in figures.items():
-        figure.suptitle(f"{model}, {'whole sequences' if name == COSINE else phase}", fontsize=10)
-        FigureCanvasAgg(figure).print_png(str(place / name))
-    return list(figures)
+        shown = pd.concat([part for _, part in _ahead_panels(whole)])
+        found.append(made(BY_AHEAD, "Recall by layers ahead", by_ahead, whole, shown))
+    cosines = results[(results["metric"] == "cosine") & (results["layer"] != "all")]
+    if len(cosines):
+        caption = "Cosine of predicted and true gate input by layer, whole sequences"
+        found.append(made(COSINE, caption, cosine, cosines, cosines))
+    return found
 
 
-def by_layer(results: pd.DataFrame, styles: Styles) -> Figure:
-    """Recall of a token's experts by layer, one layer ahead, smallest batch."""
-    part = results[(results["metric"] == "recall_topk") & (results["ahead"] == 1)]
-    part = part[part["batch"] == part["batch"].min()]
+def by_layer(part: pd.DataFrame, styles: Styles) -> Figure:
+    """Recall of a token's experts by layer."""
     figure, (axes,) = _panels(1, width=7.5)
     _by_layer(axes, part, styles, 100)
     axes.set_ylabel("recall of a token's experts, %")
@@ -45,9 +57,8 @@ def by_layer(results: pd.DataFrame, styles: Styles) -> Figure:
     return _with_legend(figure, axes)
 
 
-def cosine(results: pd.DataFrame, styles: Styles) -> Figure:
+def cosine(part: pd.DataFrame, styles: Styles) -> Figure:
     """Cosine of predicted and true gate input by layer; a panel for each distance."""
-    part = results[results["metric"] == "cosine"]
     distances = sorted(part["ahead"].unique())
     figure, panels = _panels(len(distances), width=max(4.0, 7.5 / len(distances)))
     for axes, ahead in zip(panels, distances, strict=True):
@@ -57,9 +68,8 @@ def cosine(results: pd.DataFrame, styles: Styles) -> Figure:
     return _with_legend(figure, panels[0])
 
 
-def by_batch(results: pd.DataFrame, styles: Styles) -> Figure:
+def by_batch(part: pd.DataFrame, styles: Styles) -> Figure:
     """Recall of the top n by workload against batch size, one layer ahead; a panel for each n."""
-    part = results[(results["layer"] == "all") & (results["ahead"] == 1) & _tops(results)]
     metrics = list(dict.fromkeys(part["metric"]))
     figure, panels = _panels(len(metrics), width=3.4)
     batches = sorted(part["batch"].unique())
@@ -71,23 +81,31 @@ def by_batch(results: pd.DataFrame, styles: Styles) -> Figure:
     return _with_legend(figure, panels[0])
 
 
-def by_ahead(results: pd.DataFrame, styles: Styles) -> Figure:
+def by_ahead(whole: pd.DataFrame, styles: Styles) -> Figure:
     """Recall against layers ahead: of a token's experts, and of the busiest units at two batch sizes."""
-    part = results[(results["layer"] == "all") & (results["batch"] > 0)]
-    batches = sorted(part["batch"].unique())
-    busiest = next(metric for metric in part["metric"] if metric != "recall_topk")
-    shown = [("recall_topk", batches[0], "experts of a token")]
-    # At batch 1 the busiest units are the experts of a token.
-    for batch in dict.fromkeys((batches[len(batches) // 2], batches[-1])):
-        shown.append((busiest, batch, f"top {busiest.removeprefix('recall_top')} by workload, batch {batch}"))
+    shown = _ahead_panels(whole)
     figure, panels = _panels(len(shown), width=3.4)
-    distances = sorted(part["ahead"].unique())
-    for axes, (metric, batch, what) in zip(panels, shown, strict=True):
-        _lines(axes, part[(part["metric"] == metric) & (part["batch"] == batch)], styles, "ahead", distances)
+    distances = sorted(whole["ahead"].unique())
+    for axes, (what, rows) in zip(panels, shown, strict=True):
+        _lines(axes, rows, styles, "ahead", distances)
         axes.set_title(what, fontsize=9)
         axes.set_xlabel("layers ahead")
     panels[0].set_ylabel("recall, %")
     return _with_legend(figure, panels[0])
+
+
+def _ahead_panels(whole: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Title and rows of each panel of `by_ahead`."""
+    of_batches = whole[_tops(whole)]
+    sizes = sorted(of_batches["batch"].unique())
+    busiest = of_batches["metric"].iloc[0]
+    tokens = whole[whole["metric"] == "recall_topk"]
+    panels = [("experts of a token", tokens[tokens["batch"] == tokens["batch"].min()])]
+    # At batch 1 the busiest units are the experts of a token.
+    for batch in dict.fromkeys((sizes[len(sizes) // 2], sizes[-1])):
+        rows = of_batches[(of_batches["metric"] == busiest) & (of_batches["batch"] == batch)]
+        panels.append((f"top {busiest.removeprefix('recall_top')} by workload, batch {batch}", rows))
+    return panels
 
 
 def _tops(results: pd.DataFrame) -> pd.Series:
@@ -100,14 +118,14 @@ def _ahead(layers: int) -> str:
 
 def _by_layer(axes: Axes, part: pd.DataFrame, styles: Styles, scale: float) -> None:
     """A line a predictor with its interval as a band."""
-    for name, rows in part[part["layer"] != "all"].groupby("predictor", sort=False):
+    for name, rows in part.groupby("predictor", sort=False):
         layers = rows["layer"].astype(int)
         axes.plot(layers, scale * rows["value"], markersize=4, linewidth=1.4, label=str(name), **styles[str(name)])
         low, high = scale * rows["low"], scale * rows["high"]
         axes.fill_between(layers, low, high, color=styles[str(name)]["color"], alpha=0.2, linewidth=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("MoE layer that is predicted")
-    _bare(axes)
+    bare(axes)
 
 
 def _lines(axes: Axes, part: pd.DataFrame, styles: Styles, column: str, ticks: Sequence[int]) -> None:
@@ -129,7 +147,7 @@ def _lines(axes: Axes, part: pd.DataFrame, styles: Styles, column: str, ticks: S
         )
     axes.set_xticks(range(len(ticks)), [str(tick) for tick in ticks])
     axes.set_ylim(0, 103)
-    _bare(axes)
+    bare(axes)
 
 
 def _styles(names: Sequence[str]) -> Styles:
@@ -149,11 +167,5 @@ def _panels(count: int, width: float) -> tuple[Figure, list[Axes]]:
 
 def _with_legend(figure: Figure, axes: Axes) -> Figure:
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6), frameon=False, fontsize=9)
+    figure.legend(handles, labels, loc="outside lower left", ncols=min(len(labels), 6), frameon=False, fontsize=9)
     return figure
-
-
-def _bare(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", linewidth=0.4, alpha=0.6)
-    axes.set_axisbelow(True)

@@ -4,33 +4,43 @@ from __future__ import annotations
 
 import gzip
 import json
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from experiments.figures import BATCH_COLOURS, timeline
-from experiments.validate_runs import Side
+from experiments import figures_timeline
+from experiments.figures import BATCH_COLOURS, Drawing, save_all
+
+if TYPE_CHECKING:  # it needs torch, which a report on a results folder does not
+    from experiments.validate_runs import Side
 from sim.timeline import Spans
 from traces.container import replacing
 
-ERRORS = "errors.png"
 PERFETTO = "timeline.json.gz"
 DRAWN_LAYERS = 4
 
 
-def save_all(results: pd.DataFrame, shown: tuple[str, Side, Side], place: Path) -> None:
+def save(results: pd.DataFrame, shown: tuple[str, Side, Side], place: Path) -> None:
     """Write errors, the two timelines of a step, and both as one file for Perfetto."""
-    FigureCanvasAgg(errors(results)).print_png(str(place / ERRORS))
     title, measured, simulated = shown
     row = _middle_decode_step(measured)
     both = {"measured": _step(measured, row), "simulated": _step(simulated, row)}
     step = int(measured.columns["step"][row])
-    timeline(both, step, DRAWN_LAYERS, f"{title}: step {step}", place)
+    timeline = figures_timeline.drawing(both, step, DRAWN_LAYERS, f"{title}: step {step}")
+    save_all([*drawings(results), timeline], place)
     save_together(both, place / PERFETTO)
+
+
+def drawings(results: pd.DataFrame) -> list[Drawing]:
+    """Of a table of results (one row a policy, setting and phase)."""
+    caption = "Simulated over measured time, less one, by policy and setting: below 0 the simulation is too fast"
+    shown = results[["phase", "policy", "setting", "measured", "simulated", "error"]]
+    return [Drawing("errors", caption, partial(errors, results), shown)]
 
 
 def errors(results: pd.DataFrame) -> Figure:
@@ -51,9 +61,7 @@ def errors(results: pd.DataFrame) -> Figure:
         axes.set_xticks(np.arange(len(policies)), policies, rotation=20, ha="right")
         axes.set_ylabel(f"{phase}: simulated over\nmeasured time, %")
         axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8
-    )
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", ncols=3, frameon=False, fontsize=8)
     return figure
 
 

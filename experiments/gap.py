@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from experiments import build, figures_gap
 from experiments.compare import check_memory, simulate, summarise
+from experiments.figures import save_all
 from experiments.results import finished, folder, number, share, stamp, table
 from policies.cost import makespan, paper_makespan
 from policies.planner import Policy
@@ -105,13 +106,14 @@ def run(config: DictConfig, overrides: list[str]) -> None:
         gaps = gap_table(calls)
         gaps.to_parquet(place / "assignments.parquet", index=False)
         results.to_parquet(place / "results.parquet", index=False)
-        waterfall(results, names[0], names[1]).to_parquet(place / "waterfall.parquet", index=False)
+        fall = waterfall(results, names[0], names[1])
+        fall.to_parquet(place / "waterfall.parquet", index=False)
         found = summary(gaps, results, names[0], names[1])
         (place / "summary.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        figures_gap.save_all(gaps, results, names, place)
+        drawn = save_all(figures_gap.drawings(gaps, fall), place)
         notes = [note for scene in scenes for note in scene.notes]
         text = _report(gaps, results, found, names)
-        pictures = "\n\n".join(f"![{name}]({name})" for name in figures_gap.NAMES)
+        pictures = "\n\n".join(f"![{name}]({name})" for name in drawn)
         lines = "\n".join(f"- {note}" for note in dict.fromkeys(notes))
         whole = f"# Gaps to the optimum\n\n{lines}\n\n{text}\n\n{pictures}\n\n{stamp()}\n"
         (place / "summary.md").write_text(whole, encoding="utf-8")
@@ -295,7 +297,7 @@ def _report(gaps: pd.DataFrame, results: pd.DataFrame, found: dict[str, Any], na
         [
             "## Assignment: makespan over exact's\n\n" + _gap_lines(gaps),
             "DALI's Table 4 (arXiv 2602.03495) puts greedy at 85 to 92 % of the optimum (MoE time, exact over greedy).",
-            f"## {against} over {chosen}, simulated tokens/s\n\n" + _speed_lines(results, names),
+            f"## {against} over {chosen}, simulated tokens/s\n\n" + speed_lines(results, names),
             f"Geometric mean {found[f'{against}_speedup_geomean']:.2f}x, least {found[f'{against}_speedup_min']:.2f}x.",
             "## What each part is worth: tokens/s over the whole policy's, geometric mean\n\n"
             + _ablation_lines(results, chosen, against),
@@ -319,7 +321,8 @@ def _gap_lines(gaps: pd.DataFrame) -> str:
     )
 
 
-def _speed_lines(results: pd.DataFrame, names: list[str]) -> str:
+def speed_lines(results: pd.DataFrame, names: list[str]) -> str:
+    """Tokens/s of the named policies, over the first one's, and the second's share of the bound; a row a case."""
     rows = []
     for label, part in _labelled(results):
         speeds = part.set_index("name")["tokens_per_s"]

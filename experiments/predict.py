@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from experiments import build, figures_predict, text_predict
+from experiments.figures import save_all
 from experiments.results import finished, folder
 from experiments.text_predict import ALL, COSINE, PER_TOKEN, listed
 from policies.types import Floats, InputError
@@ -41,7 +42,7 @@ def run(config: DictConfig, overrides: list[str]) -> None:
         results = evaluation.results()
         results.to_parquet(place / "results.parquet", index=False)
         title = f"{trace.metadata.model}, {settings.phase}"
-        drawn = figures_predict.save_all(results, trace.metadata.model, settings.phase, place)
+        drawn = save_all(figures_predict.drawings(results, title), place)
         summary = text_predict.summary(title, drawn, results, evaluation)
         (place / "summary.md").write_text(summary, encoding="utf-8")
         as_json = text_predict.as_json(results, evaluation)

@@ -7,8 +7,9 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from experiments import build
-from experiments.report_page.page import render, said
+from experiments.report_page.page import render
 from experiments.report_page.reading import Folder
+from experiments.report_page.verbs import contents
 from traces.container import check_writable, replacing
 
 
@@ -21,5 +22,5 @@ def run(config: DictConfig, overrides: list[str]) -> None:
     with replacing(output) as temporary:
         temporary.write_text(page, encoding="utf-8")
     print(f"{output}: {output.stat().st_size / 1e6:.1f} MB, everything in one file")
-    if told := said(folder):
-        print("\n".join(f"- {sentence}" for sentence in told))
+    for sentence in contents(folder).sentences:
+        print(f"- {sentence}")

@@ -6,19 +6,18 @@ import re
 from importlib.resources import files
 from string import Template
 
-import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import analysis
-from experiments.report_page.drawings import drawings
+from experiments.report_page.drawings import figures
 from experiments.report_page.markup import blocks, details, embedded, escape, flat, frame, sections, table, values
 from experiments.report_page.reading import Folder
+from experiments.report_page.verbs import Contents, contents
 from experiments.results import stamp
 from policies.roofline import ModelShape
 from policies.types import InputError
 from sim.timeline import LANES
 
-NO_STEPS = pd.DataFrame(columns=["step", "phase"])  # steps.parquet of a folder that has none
 STAMP = re.compile(r"^dali-moe \S+, .*$", re.M)
 
 
@@ -27,12 +26,11 @@ def render(folder: Folder) -> str:
     parts = files("experiments.report_page")
     stamps = STAMP.findall(folder.summary)
     (title, headline), *rest = sections(STAMP.sub("", folder.summary))
-    step = shown_step(folder)
-    told = said(folder)
+    step, found = folder.shown_step, contents(folder)
     content = [
-        _short(told),
-        _headline(folder, headline),
-        _figures(folder, step),
+        _short(found.sentences),
+        _headline(folder, found, headline),
+        _section("Figures", figures(found.drawings, folder.pictures)),
         _timeline(folder, step),
         _inputs(headline),
         _in_full([part for part in rest if part[0] != analysis.HEADING]),
@@ -50,23 +48,6 @@ def render(folder: Folder) -> str:
     )
 
 
-def said(folder: Folder) -> list[str]:
-    """What the numbers say, in sentences; nothing for results that are no comparison of policies."""
-    if not _compares(folder):
-        return []
-    what_if = folder.tables.get("what_if", pd.DataFrame())
-    return analysis.sentences(folder.tables["results"], what_if if set(what_if) >= analysis.WHAT_IF else None)
-
-
-def shown_step(folder: Folder) -> int | None:
-    """The step that timelines show: the last decode step that all of them have, or else the last that one has."""
-    owned = [set(each.steps) for each in folder.timelines]
-    steps = folder.tables.get("steps", NO_STEPS)
-    decode = set(steps.loc[steps["phase"] == "decode", "step"]) if set(NO_STEPS) <= set(steps) else set()
-    common = set.intersection(*owned) if owned else set()
-    return max(common & decode or common or set().union(*owned), default=None)
-
-
 def _section(heading: str, body: str, name: str = "") -> str:
     anchor = f' id="{name}"' if name else ""
     return f"<section{anchor}>\n<h2>{escape(heading)}</h2>\n{body}\n</section>" if body else ""
@@ -76,9 +57,9 @@ def _short(told: list[str]) -> str:
     return _section(analysis.HEADING, "".join(f"<p>{escape(sentence)}</p>\n" for sentence in told))
 
 
-def _headline(folder: Folder, headline: str) -> str:
-    """The tables that the summary begins with; the results themselves where there is no summary."""
-    body = blocks(_split(headline)[1])
+def _headline(folder: Folder, found: Contents, headline: str) -> str:
+    """The tables to begin with: the verb's own, or the summary's, or the results themselves where there is neither."""
+    body = blocks(found.headline or _split(headline)[1])
     if not body and "results" in folder.tables:
         body = frame(folder.tables["results"], "results.parquet")
     return _section("Results", body)
@@ -95,10 +76,6 @@ def _split(headline: str) -> tuple[str, str]:
     return "\n".join(lines[:end]), "\n".join(lines[end:])
 
 
-def _figures(folder: Folder, step: int | None) -> str:
-    return _section("Figures", "\n".join(drawing.html() for drawing in drawings(folder, step)))
-
-
 def _timeline(folder: Folder, step: int | None) -> str:
     if step is None:
         return ""
@@ -107,8 +84,8 @@ def _timeline(folder: Folder, step: int | None) -> str:
 
 
 def _step_name(folder: Folder, step: int) -> str:
-    steps = folder.tables.get("steps", NO_STEPS)
-    phases = set(steps.loc[steps["step"] == step, "phase"]) if set(NO_STEPS) <= set(steps) else set()
+    steps = folder.table("steps", {"step", "phase"})
+    phases = set() if steps.empty else set(steps.loc[steps["step"] == step, "phase"])
     return f"step {step}" + (f" ({phases.pop()})" if len(phases) == 1 else "")
 
 
@@ -118,17 +95,14 @@ def _packed(folder: Folder, step: int | None) -> dict[str, object]:
         return {"runs": []}
     runs = [each for each in folder.timelines if step in each.steps]
     names = [each.name for each in runs]
-    best = analysis.winner(folder.tables["results"]) if _compares(folder) else ""
+    results = folder.table("results")
+    best = analysis.winner(results) if analysis.compares(results) else ""
     size = _unit_bytes(folder.config)
     return {
         "lanes": LANES,
         "first": names.index(best) if best in names else 0,
         "runs": [each.packed(step, size) for each in runs],
     }
-
-
-def _compares(folder: Folder) -> bool:
-    return "results" in folder.tables and analysis.compares(folder.tables["results"])
 
 
 def _unit_bytes(config: DictConfig | None) -> int:
@@ -163,12 +137,16 @@ def _tables(folder: Folder) -> str:
 def _machine(folder: Folder, stamps: list[str]) -> str:
     """Machine, version and configuration that the results come from."""
     body = "".join(f"<p>Results by {escape(line)}.</p>\n" for line in stamps)
-    if folder.config is None:
-        return _section("Machine, version and configuration", f"{body}<p>The folder holds no config.yaml.</p>")
-    platform = folder.config.get("platform")
-    if isinstance(platform, DictConfig):
+    platform = None if folder.config is None else folder.config.get("platform")
+    # What was measured has a machine of its own; the platform of its configuration is then of no account.
+    if folder.machine is not None:
+        body += table(["machine (measured)", "value"], list(flat(folder.machine)), [False, True])
+    elif isinstance(platform, DictConfig):
         rows = [row for row in flat(OmegaConf.to_container(platform)) if "_target_" not in row[0]]
         body += table(["machine (simulated)", "value"], rows, [False, True])
-    text = OmegaConf.to_yaml(folder.config)
-    body += details("Configuration (config.yaml)", f"<pre>{escape(text)}</pre>", printed=True)
+    if folder.config is None:
+        body += "<p>The folder holds no config.yaml.</p>"
+    else:
+        text = OmegaConf.to_yaml(folder.config)
+        body += details("Configuration (config.yaml)", f"<pre>{escape(text)}</pre>", printed=True)
     return _section("Machine, version and configuration", body)

@@ -15,7 +15,7 @@ import numpy as np
 from policies.types import InputError
 from sim.timeline import DENSE, LANE_CPU, LANE_GPU, LANES, Spans
 
-SUFFIX = ".timeline.json.gz"
+SUFFIX = "timeline.json.gz"
 TICK = 1e-7  # seconds: times go to the page as whole numbers of this
 
 
@@ -37,7 +37,8 @@ class Timeline:
             with gzip.open(path, "rt", encoding="utf-8") as file:
                 events = json.load(file)["traceEvents"]
             names = {event["pid"]: str(event["args"]["name"]) for event in events if event["name"] == "process_name"}
-            return [cls._of(names.get(pid, path.name.removesuffix(SUFFIX)), rows) for pid, rows in _by_process(events)]
+            name = path.name.removesuffix(f".{SUFFIX}")
+            return [cls._of(names.get(pid, name), rows) for pid, rows in _by_process(events)]
         except (gzip.BadGzipFile, zlib.error, EOFError) as error:
             raise InputError(f"{path}: not a whole gzip file ({error})") from None
         except (UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from experiments import build, compare, figures
+from experiments import build, compare
 from experiments.cli import main
 from policies.planner import Planner
 from policies.roofline import roofline
@@ -15,6 +15,7 @@ from policies.types import Capacity
 
 TOY = ["model.layers=3", "model.experts=8", "model.top_k=2", "workload.batch=[1,3]"]
 TOY += ["workload.prompt=8", "workload.generate=6", "cache_share=0.75"]
+PICTURES = ("speedup.png", "busy.png", "hit_rate.png", "timeline.png")
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +35,9 @@ def folder(toy) -> Path:
 
 def test_folder_holds_everything(folder):
     names = {path.name for path in folder.iterdir()}
-    assert {"results.parquet", "steps.parquet", "summary.md", "config.yaml", *figures.NAMES} <= names
+    assert {"results.parquet", "steps.parquet", "summary.md", "config.yaml", *PICTURES} <= names
     assert len([name for name in names if name.endswith(".timeline.json.gz")]) == 10
-    for name in figures.NAMES:
+    for name in PICTURES:
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
 
 

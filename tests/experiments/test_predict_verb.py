@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments import figures_predict
 from experiments.cli import main
 from experiments.text_predict import published
 from traces.metadata import Metadata
@@ -56,7 +55,7 @@ def fails(capsys, *arguments: str) -> str:
 def test_folder_holds_everything(folder):
     names = {path.name for path in folder.iterdir()}
     figures = {
-        figures_predict.BY_LAYER, figures_predict.BY_BATCH, figures_predict.BY_AHEAD, figures_predict.COSINE,
+        "recall_by_layer.png", "recall_by_batch.png", "recall_by_ahead.png", "cosine.png",
     }  # fmt: skip
     assert {"results.parquet", "summary.md", "summary.json", "config.yaml"} | figures == names
     for name in figures:
@@ -155,7 +154,7 @@ def test_without_recorded_predictors(tmp_path, capsys, random_trace):
     # The default baseline is then frequency; all four sequences together leave it nothing to be measured on.
     assert "at batch 1 on the sequences outside of the batch; at batch 4 left out" in out
     (place,) = (tmp_path / "predict").iterdir()
-    assert not (place / figures_predict.BY_AHEAD).exists()
+    assert not (place / "recall_by_ahead.png").exists()
 
 
 def test_bad_input_is_one_line(toy, tmp_path, capsys):

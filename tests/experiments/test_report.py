@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.cli import main
+from experiments.figures_gap import waterfall
 from experiments.report_page import markup, svg
-from experiments.report_page.drawings import waterfall
 from experiments.report_page.timeline import Timeline
 from sim.timeline import DENSE, LANES, Spans
 
@@ -195,9 +195,10 @@ def test_a_folder_of_another_verb(tmp_path):
     assert "The first 300 of 301 rows; all are in results.parquet." in elements.text
     assert re.search(r"gap\.mean</td><td class=\"n\">0\.001235<", text)
     assert re.search(r"gap\.by</td><td class=\"n\">1, 2<", text)
-    assert [each["alt"] for each in elements.all("img")] == ["p.png, as it is in the folder"]
+    assert [each["alt"] for each in elements.all("img")] == [
+        "p.png, as it is in the folder, which does not hold its data"
+    ]
     assert "the bound that no policy can beat" in elements.text
-    assert "<h2>In short</h2>" not in text
     assert 'id="chart"' not in text
     assert "The folder holds no config.yaml." in text
 
@@ -380,7 +381,7 @@ def test_waterfall_has_a_panel_a_case():
     rows = [(batch, stage, ms) for batch in (1, 16) for stage, ms in (("dali", 4.0), ("exact", 3.0), ("bound", 2.5))]
     with matplotlib.rc_context():
         figure = waterfall(pd.DataFrame(rows, columns=["batch", "stage", "ms_per_token"]))
-    assert [axes.get_title(loc="left") for axes in figure.axes] == ["1", "16"]
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["batch 1", "batch 16"]
     widths = sorted({round(bar.get_width(), 6) for bar in figure.axes[0].patches})
     assert widths == [0.5, 1.0, 2.5, 3.0, 4.0]  # the stages, and what each saves
 
