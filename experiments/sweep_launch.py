@@ -28,6 +28,8 @@ from experiments.sweep_job import RunFolder, work
 from policies.types import InputError
 
 _SLURM_JOBS = 32
+# A job costs hydra about as long to start as a point to simulate; several for each core still end at about one time.
+_JOBLIB_JOBS_A_CORE = 16
 # No log files, no folder a job: what a job has to say is in the run folder.
 _QUIET = (
     "hydra/job_logging=disabled",
@@ -52,7 +54,13 @@ class Launcher:
 
     def deal(self, points: Sequence[int]) -> list[list[int]]:
         """Points of each job; neighbours, which share a trace, stay together."""
-        usual = {"basic": 1, "submitit_local": os.cpu_count() or 1, "submitit_slurm": _SLURM_JOBS}
+        cores = os.cpu_count() or 1
+        usual = {
+            "basic": 1,
+            "joblib": _JOBLIB_JOBS_A_CORE * cores,
+            "submitit_local": cores,
+            "submitit_slurm": _SLURM_JOBS,
+        }
         jobs = self.jobs or usual.get(self.name, len(points))
         return [part.tolist() for part in np.array_split(np.array(points), min(jobs, len(points)))]
 

@@ -101,6 +101,7 @@ class Experiment:
     parts     {name: {settings, grid, policies}}: grids beside each other; settings and grid add to those above,
               policies replace them
     show      views; paper  the paper's figures; differs  why ours and theirs differ
+    own       this project's policy, which stands beside them where they are of one policy over another; None = none
     """
 
     name: str
@@ -113,6 +114,7 @@ class Experiment:
     parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     paper: Sequence[Mapping[str, Any]] = ()
     differs: str = ""
+    own: str | None = None
 
     def __post_init__(self) -> None:
         if not self.show:

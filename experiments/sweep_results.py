@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from experiments import figures_sweep
@@ -21,7 +20,10 @@ from experiments.sweep_views import SHARES, caption, means, panels, shown, winne
 
 @dataclass(frozen=True)
 class Beside:
-    """A figure of the paper, ours (mean, least and most over the points), and ours over the paper's."""
+    """A figure of the paper, ours (mean, least and most over the points), and ours over the paper's.
+
+    own  mean of the same with the experiment's own policy in the place of the figure's; NaN without one
+    """
 
     what: str
     paper: float
@@ -29,6 +31,7 @@ class Beside:
     least: float
     most: float
     ratio: float
+    own: float
 
 
 def gather(points: Sequence[tuple[Point, str]], store: Path) -> pd.DataFrame:
@@ -40,11 +43,14 @@ def gather(points: Sequence[tuple[Point, str]], store: Path) -> pd.DataFrame:
     frames = [_labelled(pd.read_parquet(store / f"{key}.parquet"), point, key) for point, key in points]
     if not frames:
         return pd.DataFrame()
-    axes = list(dict.fromkeys(axis for point, _ in points for axis in point.axes))
+    labels: dict[str, list[Label]] = {}
+    for point, _ in points:
+        for axis, label in point.axes.items():
+            labels.setdefault(axis, []).append(label)
     whole = pd.concat(frames, ignore_index=True)
-    first = list(dict.fromkeys(["experiment", *axes, "policy", "entry", "phase"]))
+    first = list(dict.fromkeys(["experiment", *labels, "policy", "entry", "phase"]))
     whole = whole[[*first, *(column for column in whole.columns if column not in first)]]
-    return whole.assign(**{axis: _typed(whole[axis]) for axis in axes})
+    return whole.assign(**{axis: _typed(whole[axis], found) for axis, found in labels.items()})
 
 
 def _labelled(rows: pd.DataFrame, point: Point, key: str) -> pd.DataFrame:
@@ -58,12 +64,14 @@ def _labelled(rows: pd.DataFrame, point: Point, key: str) -> pd.DataFrame:
     return rows.assign(experiment=point.experiment, policy=labels, key=key, **point.axes)
 
 
-def _typed(column: pd.Series) -> pd.Series:
-    """Numbers where all labels of an axis are; else text."""
-    known = column.dropna()
-    if all(isinstance(label, int | np.integer) and not isinstance(label, bool) for label in known):
+def _typed(column: pd.Series, labels: Sequence[Label]) -> pd.Series:
+    """Numbers where all labels of an axis are; else text.
+
+    The labels say it and not the column: what an experiment lacks is NaN, and whole numbers beside NaN are fractions.
+    """
+    if all(isinstance(label, int) and not isinstance(label, bool) for label in labels):
         return column.astype("Int64")
-    if all(isinstance(label, int | float) for label in known):
+    if all(isinstance(label, int | float) for label in labels):
         return column.astype("float64")
     return column.map(str, na_action="ignore").astype("object")
 
@@ -74,7 +82,8 @@ def _typed(column: pd.Series) -> pd.Series:
 def beside(experiment: Experiment, results: pd.DataFrame) -> list[Beside]:
     """The paper's figures beside ours; NaN where no row is what a figure is about."""
     rows = results[results["experiment"] == experiment.name]
-    return [_beside(figure, rows, _axes(experiment, rows)) for figure in experiment.figures]
+    axes = _axes(experiment, rows)
+    return [_beside(figure, rows, axes, experiment.own) for figure in experiment.figures]
 
 
 def _axes(experiment: Experiment, rows: pd.DataFrame) -> list[str]:
@@ -82,19 +91,27 @@ def _axes(experiment: Experiment, rows: pd.DataFrame) -> list[str]:
     return [*(axis for axis in axes if axis in rows), "policy", "batch", "seed"]
 
 
-def _beside(figure: Figure, rows: pd.DataFrame, axes: list[str]) -> Beside:
-    found = _values(figure, figure.of, rows, axes)
-    if figure.over is not None:
-        fixed = set(figure.of) | set(figure.over)
-        at = [axis for axis in dict.fromkeys(axes) if axis not in fixed]
-        base = _values(figure, figure.over, rows, axes)
-        found = found.groupby(at, dropna=False).mean() / base.groupby(at, dropna=False).mean()
-        found = found.dropna()
+def _beside(figure: Figure, rows: pd.DataFrame, axes: list[str], own: str | None) -> Beside:
+    found = _found(figure, figure.of, rows, axes)
+    mine = float("nan")
+    if own is not None and figure.over is not None and "policy" in figure.of:
+        mine = float(_found(figure, {**figure.of, "policy": own}, rows, axes).mean())
     if not len(found):
         nothing = float("nan")
-        return Beside(figure.what, figure.value, nothing, nothing, nothing, nothing)
+        return Beside(figure.what, figure.value, nothing, nothing, nothing, nothing, mine)
     ours = float(found.mean())
-    return Beside(figure.what, figure.value, ours, float(found.min()), float(found.max()), ours / figure.value)
+    return Beside(figure.what, figure.value, ours, float(found.min()), float(found.max()), ours / figure.value, mine)
+
+
+def _found(figure: Figure, of: Mapping[str, Label], rows: pd.DataFrame, axes: list[str]) -> pd.Series:
+    """What stands beside a figure at each point: the metric of the rows `of`, or its quotient by what it is over."""
+    found = _values(figure, of, rows, axes)
+    if figure.over is None:
+        return found
+    fixed = set(of) | set(figure.over)
+    at = [axis for axis in dict.fromkeys(axes) if axis not in fixed]
+    base = _values(figure, figure.over, rows, axes)
+    return (found.groupby(at, dropna=False).mean() / base.groupby(at, dropna=False).mean()).dropna()
 
 
 def _values(figure: Figure, wanted: Mapping[str, Label], rows: pd.DataFrame, axes: list[str]) -> pd.Series:
@@ -164,7 +181,7 @@ def _where(failure: Mapping[str, Any]) -> str:
 def _section(experiment: Experiment, rows: pd.DataFrame, compared: list[Beside], drawn: list[str]) -> str:
     parts = [f"## {experiment.title}", f"Source: {experiment.source}"]
     if compared:
-        parts.append(_beside_table(compared))
+        parts.append(_beside_table(compared, experiment.own))
     if experiment.differs:
         parts.append(" ".join(experiment.differs.split()))
     if len(rows):
@@ -183,9 +200,13 @@ def _notes(rows: pd.DataFrame) -> list[str]:
     return [first + (f" ({len(others)} more points alike.)" if others else "") for first, *others in kinds.values()]
 
 
-def _beside_table(compared: list[Beside]) -> str:
+def _beside_table(compared: list[Beside], own: str | None) -> str:
     rows = [[each.what, number(each.paper), number(each.ours), _range(each), number(each.ratio)] for each in compared]
-    return table(["", "paper", "ours", "from – to", "ours/paper"], rows)
+    header = ["", "paper", "ours", "from – to", "ours/paper"]
+    if own is not None:
+        header.append(f"{own} in its place")
+        rows = [[*row, number(each.own)] for row, each in zip(rows, compared, strict=True)]
+    return table(header, rows)
 
 
 def _range(each: Beside) -> str:

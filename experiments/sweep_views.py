@@ -43,10 +43,13 @@ def panels(view: View, rows: pd.DataFrame) -> list[tuple[Label | None, pd.DataFr
 
 
 def means(view: View, rows: pd.DataFrame) -> pd.DataFrame:
-    """The view's metric by line (rows) and x (columns), both in order of appearance; means over all else."""
+    """The view's metric by line (rows) and x (columns), both in order of appearance; means over all else.
+
+    A line without any value is left out.
+    """
     order = [list(dict.fromkeys(rows[axis].dropna())) for axis in (view.line, view.x)]
     found = rows.pivot_table(index=view.line, columns=view.x, values=view.metric, aggfunc="mean", sort=False)
-    return found.reindex(index=order[0], columns=order[1])
+    return found.reindex(index=order[0], columns=order[1]).dropna(how="all")
 
 
 def winners(view: View, rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -114,6 +114,13 @@ def test_jobs_are_dealt_in_order():
     assert Launcher(["hydra/launcher=joblib"], 7).deal([4, 5]) == [[4], [5]]
 
 
+def test_joblib_gets_several_points_a_job(monkeypatch):
+    """A job takes about as long to start as a point to simulate: 16 jobs for each of two cores."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    jobs = Launcher(["hydra/launcher=joblib"], None).deal(range(320))
+    assert [len(job) for job in jobs] == [10] * 32
+
+
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [

@@ -7,8 +7,8 @@ import pytest
 
 import conf
 from experiments import build, sweep, sweep_points
-from experiments.sweep_points import Experiment, View
-from experiments.sweep_results import beside
+from experiments.sweep_points import Experiment, Point, View
+from experiments.sweep_results import beside, gather
 from experiments.sweep_views import caption, means, shown, winners
 from policies.types import InputError
 
@@ -46,6 +46,7 @@ def test_figures_are_about_points_that_exist(paper, name):
         assert all(value in axes[column] for column, value in view.where.items())
         assert view.panel is None or view.panel in axes
     assert each.differs
+    assert each.own is None or each.own in labels
 
 
 @pytest.mark.slow
@@ -148,12 +149,41 @@ def test_ratios_are_of_the_same_point_then_averaged():
     assert nothing.ours != nothing.ours
 
 
+def test_our_own_policy_stands_in_the_place_of_the_papers():
+    figures = [
+        {"what": "a over b", "value": 2.0, "of": {"policy": "a"}, "over": {"policy": "b"}},
+        {"what": "a", "value": 4.0, "of": {"policy": "a"}},
+    ]
+    table = rows(batch=[1, 1, 1, 2, 2, 2], policy=["a", "b", "c"] * 2, tokens_per_s=[3.0, 1.0, 5.0, 6.0, 6.0, 6.0])
+    over, alone = beside(experiment(grid={"batch": [1, 2]}, paper=figures, own="c"), table)
+    # (5 / 1 + 6 / 6) / 2; a speed by itself has nothing to be compared with.
+    assert (over.ours, over.own) == (2.0, 3.0)
+    assert alone.own != alone.own
+    assert all(each.own != each.own for each in beside(experiment(grid={"batch": [1, 2]}, paper=figures), table))
+
+
+def test_whole_numbers_stay_whole_beside_an_experiment_without_the_axis(tmp_path):
+    found = pd.DataFrame({"entry": ["dali"], "batch": [1], "seed": [0], "phase": ["decode"]})
+    for key in ("x", "y"):
+        found.to_parquet(tmp_path / f"{key}.parquet")
+    points = [Point("e", {"size": 4, "share": 1}, [], {"dali": "d"}), Point("f", {"share": 0.5}, [], {"dali": "d"})]
+    table = gather([(point, key) for point, key in zip(points, ("x", "y"), strict=True)], tmp_path)
+    assert (table["size"].dtype, table["share"].dtype) == ("Int64", "float64")
+    assert table["size"].tolist() == [4, pd.NA]
+    assert table["share"].tolist() == [1.0, 0.5]
+
+
 def test_tables_are_means_in_order_of_appearance():
     table = rows(batch=[4, 4, 1, 1, 1], policy=["b", "a", "b", "a", "a"], tokens_per_s=[1.0, 2.0, 3.0, 4.0, 6.0])
     found = means(View(**SPEED), table)
     assert list(found.index) == ["b", "a"]
     assert list(found.columns) == [4, 1]
     assert found.loc["a"].tolist() == [2.0, 5.0]
+
+
+def test_a_line_without_values_is_left_out():
+    table = rows(batch=[1, 1, 2], policy=["a", "b", "b"], tokens_per_s=[float("nan"), 1.0, 2.0])
+    assert list(means(View(**SPEED), table).index) == ["b"]
 
 
 def test_a_view_may_be_limited_to_some_rows():
