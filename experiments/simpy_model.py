@@ -25,7 +25,7 @@ from policies.types import Copy, CopyKind, Ints, LayerPlan, Status
 from traces.workload import Step, Workload
 
 # Ranks of events at the same moment, for SimPy's queue; its own events have rank 1.
-FIRST, LAST = EventPriority(0), EventPriority(2)
+FIRST, LAST, AFTER = EventPriority(0), EventPriority(2), EventPriority(3)
 
 Process = Generator[simpy.Event, Any, None]
 
@@ -52,8 +52,10 @@ class Job(NamedTuple):
 
     unit: int
     tokens: int
+    launch: float
     ready: simpy.Event
     done: simpy.Event
+    landing: simpy.Event | None = None
 
 
 class Ranked(simpy.Event):
@@ -82,6 +84,11 @@ class _Machines:
         self.cpu_jobs = simpy.Store(self.env)
         self.computing = False  # the CPU has a job
         self.copying = False  # the link has a copy
+        self.cpu_left = 0  # CPU jobs of the layer step that have not started
+        self.gpu_left: list[
+            int
+        ] = []  # units of the GPU jobs of the layer step that have not started, the next one last
+        self.cpu_until = self.gpu_until = 0.0  # the end of the job under way
         self.landings: dict[tuple[int, int], simpy.Event] = {}  # of units that GPU jobs wait for
         self.past = self.env.event().succeed()  # for what need not be waited for
         self.news = self.env.event()  # something happened after which the planner may have a copy
@@ -116,14 +123,25 @@ class _Machines:
         self.planner.landed(copy)
         landing = self.landings.pop((copy.layer, copy.unit), None)
         if landing is not None:
-            landing.succeed()
+            landing.succeed(self.env.now)
         yield self.env.timeout(self.charged.overheads.issue_gap)
 
     def _gpu(self) -> Process:
         while True:
             job = yield self.gpu_jobs.get()
             yield job.ready
+            if job.landing is not None:
+                noticed = job.landing.value + self.charged.overheads.late_notice
+                yield self.env.timeout(max(noticed - self.env.now, 0.0))
+            contention = self.charged.contention
             time = float(self.charged.gpu[job.tokens])
+            if self.copying:
+                time *= contention.gpu_beside_copy
+            if self.cpu_left or self.cpu_until > self.env.now:
+                time *= contention.gpu_beside_cpu
+            time += job.launch
+            self.gpu_left.pop()
+            self.gpu_until = self.env.now + time
             yield self.env.timeout(time)
             self.outcome.busy["gpu"] += time
             self.planner.computed(job.unit)
@@ -136,11 +154,21 @@ class _Machines:
             yield job.ready
             table = self.charged.cpu_contended if self.copying else self.charged.cpu
             time = float(table[job.tokens])
+            if self._gpu_works():
+                time *= self.charged.contention.cpu_beside_gpu
+            time += job.launch
+            self.cpu_left -= 1
+            self.cpu_until = self.env.now + time
             self.computing = True
             yield self.env.timeout(time)
             self.computing = False
             self.outcome.busy["cpu"] += time
             job.done.succeed()
+
+    def _gpu_works(self) -> bool:
+        view = self.planner.view
+        resident = bool(self.gpu_left) and view.status[view.layer, self.gpu_left[-1]] == Status.RESIDENT
+        return self.gpu_until > self.env.now or resident
 
     def _tell_link(self) -> None:
         self.news.succeed()
@@ -153,20 +181,28 @@ class _Machines:
             for layer in range(self.planner.shape.layers):
                 yield from self._layer_step(step, layer)
             outside = self.charged.per_step(step.tokens, step.sequences, step.context)
-            self.outcome.busy["gpu"] += outside
-            yield self.env.timeout(outside)
+            yield from self._work(outside)
             self.outcome.ends.append(self.env.now)
+
+    def _work(self, time: float) -> Process:
+        """A dense part, longer if a copy is under way once the link has asked for one."""
+        slower = self.charged.contention.dense_beside_copy
+        if slower > 1:
+            yield Ranked(self.env, 0.0, AFTER)
+            time *= slower if self.copying else 1
+        self.outcome.busy["gpu"] += time
+        yield self.env.timeout(time)
 
     def _layer_step(self, step: Step, layer: int) -> Process:
         env, overheads = self.env, self.charged.overheads
         dense = self.charged.dense(step.tokens, step.sequences, step.context)
-        self.outcome.busy["gpu"] += dense
-        yield env.timeout(dense)
+        yield from self._work(dense)
         router_done = env.now
         yield env.timeout(overheads.readback + overheads.planning)
         plan = self.planner.begin(step.layer_step(layer))
         self._tell_link()
         workload = step.workload[layer]
+        self.cpu_left = plan.cpu.size if plan.overlap else 0
         gpu_done = self._submit_gpu(layer, plan, workload)
         if not plan.overlap:
             yield gpu_done
@@ -178,13 +214,21 @@ class _Machines:
 
     def _submit_gpu(self, layer: int, plan: LayerPlan, workload: Ints) -> simpy.Event:
         """Queue the GPU jobs; the event of the last one's end."""
+        overheads = self.charged.overheads
         for unit in plan.gpu.tolist():
             if self.planner.view.here[unit] != Status.RESIDENT:
                 self.landings[layer, unit] = self.env.event()
+        self.gpu_left = plan.gpu.tolist()[::-1]
+        handed_over = self.past
+        if plan.cpu.size and plan.gpu.size:
+            handed_over = self.env.timeout(overheads.dispatch)
+            self.gpu_until = self.env.now + overheads.dispatch
         done = self.past
-        for unit in plan.gpu.tolist():
-            done = self.env.event()
-            self.gpu_jobs.put(Job(unit, int(workload[unit]), self.landings.get((layer, unit), self.past), done))
+        for place, unit in enumerate(plan.gpu.tolist()):
+            landing = self.landings.get((layer, unit))
+            launch = overheads.gpu_launch if landing or place == 0 else 0.0
+            ready, done = handed_over & landing if landing else handed_over, self.env.event()
+            self.gpu_jobs.put(Job(unit, int(workload[unit]), launch, ready, done, landing))
         return done
 
     def _cpu_side(self, plan: LayerPlan, workload: Ints, tokens: int) -> Process:
@@ -192,13 +236,15 @@ class _Machines:
         if plan.cpu.size == 0:
             return
         overheads = self.charged.overheads
+        self.cpu_left = plan.cpu.size
         crossing = min(int(workload[plan.cpu].sum()), tokens)
         transfer = overheads.transfer_latency + crossing * overheads.transfer_per_token
         yield self.env.timeout(transfer)
         done = self.past
-        for unit in plan.cpu.tolist():
+        for place, unit in enumerate(plan.cpu.tolist()):
             done = self.env.event()
-            self.cpu_jobs.put(Job(unit, int(workload[unit]), self.past, done))
+            launch = overheads.cpu_launch if place == 0 else 0.0
+            self.cpu_jobs.put(Job(unit, int(workload[unit]), launch, self.past, done))
         yield done
         yield self.env.timeout(transfer)
         yield self.env.timeout(overheads.merge)

@@ -25,6 +25,11 @@ class Overheads:
     transfer_latency    activations one way between GPU and CPU, per transfer (two if any CPU unit runs)
     transfer_per_token  the same, per token that some CPU unit needs
     merge               adding the CPU's result to the GPU's, once if any CPU unit runs
+    dispatch            the GPU's units wait while those of the CPU are handed over, once if any CPU unit runs
+    cpu_launch          added to the first CPU unit of a layer step
+    gpu_launch          added to the first GPU unit of a layer step, as those resident at `begin` are launched together,
+                        and to each one that was not: it is launched alone
+    late_notice         from the landing of such a unit to when the GPU may start on it
     """
 
     readback: float = 0.0
@@ -33,6 +38,31 @@ class Overheads:
     transfer_latency: float = 0.0
     transfer_per_token: float = 0.0
     merge: float = 0.0
+    dispatch: float = 0.0
+    cpu_launch: float = 0.0
+    gpu_launch: float = 0.0
+    late_notice: float = 0.0
+
+
+@dataclass(frozen=True)
+class Contention:
+    """How many times as long something takes that starts while something else works, besides `CostModel.cpu_contended`.
+
+    gpu_beside_copy  a GPU unit while a copy is under way
+    gpu_beside_cpu   a GPU unit while the CPU has units of the layer step left
+    cpu_beside_gpu   a CPU unit while the GPU has units of the layer step left that need not wait for a copy
+    dense_beside_copy  a dense part, or what lies outside the layers, while a copy is under way
+    """
+
+    gpu_beside_copy: float = 1.0
+    gpu_beside_cpu: float = 1.0
+    cpu_beside_gpu: float = 1.0
+    dense_beside_copy: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 1 <= value < float("inf"):
+                raise InputError(f"contention.{name}: found {value}, expected 1 or more")
 
 
 DenseCost = Callable[[int, int, float], float]
@@ -48,6 +78,7 @@ class CostModel:
     copy, copy_contended  float64 [L], one unit of each layer over the link with the CPU idle / computing
     dense                 attention, shared experts and router of one MoE layer, on the GPU
     per_step              what lies outside the MoE layers (dense layers, embedding, head), once a step
+    contention            what the machines take from each other besides
 
     `W` is the largest workload that can be looked up: at least the tokens of the largest step.
     """
@@ -60,6 +91,7 @@ class CostModel:
     overheads: Overheads
     dense: DenseCost
     per_step: DenseCost
+    contention: Contention = Contention()
 
     def __post_init__(self) -> None:
         for name in ("cpu", "cpu_contended", "gpu"):

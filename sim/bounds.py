@@ -24,7 +24,8 @@ unit is its price on the CPU less b_i times its GPU time, or 0 where that is neg
 **Proof.**
 1. The dense part, read-back and planning come first.  Then GPU jobs run one after the other, and CPU jobs do
    between two transfers and a merge (if there are any), and join is after both: T_i - serial_i is at least
-   the longer of sum_G gpu(w) and sum_C cpu(w) + transfers + merge.
+   the longer of sum_G gpu(w) and sum_C cpu(w) + transfers + merge.  Launches, dispatch and the GPU's slow-down, which
+   calibrated machines have on top, are left out: they only add to T_i.
 2. A CPU job that starts while a copy is under way takes `cpu_contended`.  Of the others, call *exempt* those
    during which a copy starts.  While a job that is neither runs, the link is idle, but for at most one gap.
    So T_i >= P_i + sum over these jobs of (cpu(w) - g), where P_i has the gaps after copies.

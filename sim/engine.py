@@ -6,9 +6,9 @@ A layer step, from when the previous one is joined:
 
 CPU jobs run in plan order after the activations have crossed; GPU jobs in plan order, each once its unit
 has landed; the link asks the planner for the next copy whenever it is free, also while the dense part
-runs and between two steps.  A CPU job that starts while a copy is under way, and a copy that starts while
-the CPU computes, are charged the contended time.  When a CPU job and a copy could start at the same moment
-the CPU job is first.
+runs and between two steps.  A job that starts while a copy is under way or the other side works, and a copy that
+starts while the CPU computes, are charged the contended time.  When a job and a copy could start at the same
+moment the job is first.
 
 The servers and the compiled loop are in `sim.servers`.
 """
@@ -32,6 +32,7 @@ from policies.state import (
 )
 from policies.types import Floats
 from sim.servers import (
+    CONTENTION,
     GPU_BUSY,
     IN_FLIGHT,
     KIND,
@@ -41,11 +42,13 @@ from sim.servers import (
     MOE_TIME,
     NOW,
     NUMBERS,
+    OVERHEADS,
     RECORDING,
     SPAN_COUNT,
     STEP,
     TIMES,
     Servers,
+    copying,
     drain,
     run_layer,
 )
@@ -91,8 +94,10 @@ class Engine:
             copy=charged.copy,
             copy_contended=charged.copy_contended,
             unit_bytes=planner.shape.unit_bytes.astype(np.float64),
-            overhead=np.array([over.issue_gap, over.transfer_latency, over.transfer_per_token, over.merge]),
+            overhead=np.array([getattr(over, name) for name in OVERHEADS]),
+            contention=np.array([getattr(charged.contention, name) for name in CONTENTION]),
             finish=np.zeros(units),
+            landed=np.zeros(units),
             metrics=np.zeros(len(METRICS)),
             span_time=np.zeros((0, 2)),
             span_what=np.zeros((0, 6), np.int32),
@@ -154,11 +159,15 @@ class Engine:
         waiting = self.charged.overheads.readback + self.charged.overheads.planning
         recording = bool(self._servers.i[RECORDING])
         moe_time = 0.0
+        busy = 0.0
         for layer in range(planner.shape.layers):
-            router_done = clock.item(NOW) + dense
             if recording:
                 self._make_room()
-                self._record_dense(layer, router_done - dense, router_done, step.tokens)
+            took = dense * self._slowed(layer)
+            busy += took
+            router_done = clock.item(NOW) + took
+            if recording:
+                self._record_dense(layer, router_done - took, router_done, step.tokens)
             drain(state, self._packed, layer, router_done + waiting)
             planner.begin(step.layer_step(layer))
             if recording:
@@ -170,10 +179,16 @@ class Engine:
             planner.end()
             moe_time += clock.item(NOW) - router_done
         metrics[MOE_TIME] += moe_time
-        metrics[GPU_BUSY] += dense * planner.shape.layers + outside
         if recording:
             self._make_room()
+        outside *= self._slowed(planner.shape.layers - 1)
+        metrics[GPU_BUSY] += busy + outside
         drain(state, self._packed, planner.shape.layers - 1, clock.item(NOW) + outside)
+
+    def _slowed(self, layer: int) -> float:
+        """How many times as long the dense part takes that begins now."""
+        slower = self.charged.contention.dense_beside_copy
+        return slower if slower > 1 and copying(self.planner.raw, self._packed, layer) else 1.0
 
     def _overrun(self) -> Floats:
         """Metrics of what the link has yet to do of the copy under way."""

@@ -19,11 +19,23 @@ from sim.timeline import LANE_CPU, LANE_GPU, LANE_LINK
 NEVER = np.inf
 
 # Positions in `Servers.t` (seconds) and `Servers.i`.
-LINK_FREE, LANDS, NOW, GPU_FREE, CPU_FREE, CPU_BUSY_UNTIL, ARRIVAL, TIMES = range(8)
-IN_FLIGHT, KIND, SPAN_COUNT, RECORDING, STEP, GPU_NEXT, CPU_NEXT, REPORTED, NUMBERS = range(9)
+LINK_FREE, LANDS, NOW, GPU_FREE, CPU_FREE, CPU_BUSY_UNTIL, TIMES = range(7)
+IN_FLIGHT, KIND, SPAN_COUNT, RECORDING, STEP, GPU_NEXT, CPU_NEXT, REPORTED, GPU_READY, CPU_WAITS, NUMBERS = range(11)
 
-# Positions in `Servers.overhead`, the fields of `policies.cost.Overheads` that kernels need.
-ISSUE_GAP, LATENCY, PER_TOKEN, MERGE = range(4)
+# What `Servers.overhead` and `Servers.contention` hold, by position: fields of `policies.cost`.
+OVERHEADS = (
+    "issue_gap",
+    "transfer_latency",
+    "transfer_per_token",
+    "merge",
+    "dispatch",
+    "cpu_launch",
+    "gpu_launch",
+    "late_notice",
+)
+ISSUE_GAP, LATENCY, PER_TOKEN, MERGE, DISPATCH, CPU_LAUNCH, GPU_LAUNCH, LATE_NOTICE = range(len(OVERHEADS))
+CONTENTION = ("gpu_beside_copy", "gpu_beside_cpu", "cpu_beside_gpu")
+GPU_BESIDE_COPY, GPU_BESIDE_CPU, CPU_BESIDE_GPU = range(len(CONTENTION))
 
 METRICS = (
     "moe_time",  # router done to join, summed over the layers
@@ -75,8 +87,9 @@ class Servers(NamedTuple):
     t, i        float64 and int64, see the positions above
     cpu, cpu_contended, gpu, copy, copy_contended   the charged cost model's tables
     unit_bytes  float64 [L]
-    overhead    float64 [4]
+    overhead    float64 [len(OVERHEADS)]; contention float64 [len(CONTENTION)]
     finish      float64 [U], finish time of the n-th GPU job of the running layer step
+    landed      float64 [U], landing time of the running layer's units that landed since its `begin`
     metrics     float64 [len(METRICS)], of the running step
     span_time   float64 [rows, 2], span_what int32 [rows, 6]: see `sim.timeline.Spans`
     """
@@ -90,7 +103,9 @@ class Servers(NamedTuple):
     copy_contended: Floats
     unit_bytes: Floats
     overhead: Floats
+    contention: Floats
     finish: Floats
+    landed: Floats
     metrics: Floats
     span_time: Floats
     span_what: Ints
@@ -109,10 +124,12 @@ def unpack_servers(servers: Packed) -> Servers:
         copy_contended=array_at(servers, 6, np.float64),
         unit_bytes=array_at(servers, 7, np.float64),
         overhead=array_at(servers, 8, np.float64),
-        finish=array_at(servers, 9, np.float64),
-        metrics=array_at(servers, 10, np.float64),
-        span_time=array_at(servers, 11, np.float64),
-        span_what=array_at(servers, 12, np.int32),
+        contention=array_at(servers, 9, np.float64),
+        finish=array_at(servers, 10, np.float64),
+        landed=array_at(servers, 11, np.float64),
+        metrics=array_at(servers, 12, np.float64),
+        span_time=array_at(servers, 13, np.float64),
+        span_what=array_at(servers, 14, np.int32),
     )
 
 
@@ -184,6 +201,17 @@ def _issue(raw: Packed, servers: Packed, layer: int, now: float, contended: bool
 
 
 @kernel
+def copying(raw: Packed, servers: Packed, layer: int) -> bool:
+    """Whether a copy is under way at `t[NOW]`, one that starts there included."""
+    c = unpack_servers(servers)
+    now = c.t[NOW]
+    _land(raw, servers, now)
+    if c.i[IN_FLIGHT] == NONE and c.t[LINK_FREE] <= now:
+        _issue(raw, servers, layer, now, False)
+    return bool(c.i[IN_FLIGHT] != NONE)
+
+
+@kernel
 def drain(raw: Packed, servers: Packed, layer: int, until: float) -> None:
     """Let the link work through hints and swaps from `t[NOW]` up to (not including) `until`."""
     c = unpack_servers(servers)
@@ -198,21 +226,55 @@ def drain(raw: Packed, servers: Packed, layer: int, until: float) -> None:
 
 
 @kernel
-def _start_gpu_jobs(raw: Packed, servers: Packed, layer: int, workload: Ints) -> None:
-    """Start GPU jobs in plan order as long as their units are resident: their times follow without any event."""
+def _ready(raw: Packed, layer: int, units: int) -> int:
+    """How many GPU jobs, from the first on, have their unit resident."""
+    s = unpack(raw)
+    count = 0
+    while count < s.n[N_GPU] and s.status[layer * units + s.gpu[count]] == RESIDENT:
+        count += 1
+    return count
+
+
+@kernel
+def _gpu_start(raw: Packed, servers: Packed, layer: int, units: int) -> float:
+    """When the next GPU job starts; `NEVER` if there is none, or its unit has yet to land."""
     s = unpack(raw)
     c = unpack_servers(servers)
-    while c.i[GPU_NEXT] < s.n[N_GPU]:
-        job = c.i[GPU_NEXT]
-        unit = s.gpu[job]
-        if s.status[layer * workload.size + unit] != RESIDENT:
-            break
-        start = max(c.t[GPU_FREE], c.t[ARRIVAL])
-        c.t[GPU_FREE] = c.finish[job] = start + c.gpu[workload[unit]]
-        c.metrics[GPU_BUSY] += c.finish[job] - start
-        hit = job < s.n[N_GPU] - s.n[N_TO_COPY]
-        _span(servers, LANE_GPU, start, c.finish[job], layer, unit, workload[unit], hit)
-        c.i[GPU_NEXT] += 1
+    job = c.i[GPU_NEXT]
+    start: float = NEVER
+    if job < s.n[N_GPU] and s.status[layer * units + s.gpu[job]] == RESIDENT:
+        start = c.t[GPU_FREE]
+        if job >= c.i[GPU_READY]:
+            start = max(start, c.landed[s.gpu[job]] + c.overhead[LATE_NOTICE])
+    return start
+
+
+@kernel
+def _copying(servers: Packed, now: float) -> bool:
+    """Whether a copy is under way."""
+    c = unpack_servers(servers)
+    return bool(c.i[IN_FLIGHT] != NONE and c.t[LANDS] > now)
+
+
+@kernel
+def _start_gpu_job(raw: Packed, servers: Packed, layer: int, workload: Ints, start: float) -> None:
+    """Start the next GPU job."""
+    s = unpack(raw)
+    c = unpack_servers(servers)
+    job = c.i[GPU_NEXT]
+    unit = s.gpu[job]
+    time = c.gpu[workload[unit]]
+    if _copying(servers, start):
+        time *= c.contention[GPU_BESIDE_COPY]
+    if c.i[CPU_WAITS] == 0 and (c.i[CPU_NEXT] < s.n[N_CPU] or c.t[CPU_BUSY_UNTIL] > start):
+        time *= c.contention[GPU_BESIDE_CPU]
+    if job == 0 or job >= c.i[GPU_READY]:
+        time += c.overhead[GPU_LAUNCH]
+    c.t[GPU_FREE] = c.finish[job] = start + time
+    c.metrics[GPU_BUSY] += time
+    hit = job < s.n[N_GPU] - s.n[N_TO_COPY]
+    _span(servers, LANE_GPU, start, c.finish[job], layer, unit, workload[unit], hit)
+    c.i[GPU_NEXT] += 1
 
 
 @kernel
@@ -222,8 +284,11 @@ def _start_cpu_job(raw: Packed, servers: Packed, layer: int, workload: Ints) -> 
     c = unpack_servers(servers)
     unit = s.cpu[c.i[CPU_NEXT]]
     start = c.t[CPU_FREE]
-    copying = c.i[IN_FLIGHT] != NONE and c.t[LANDS] > start
-    time = c.cpu_contended[workload[unit]] if copying else c.cpu[workload[unit]]
+    time = c.cpu_contended[workload[unit]] if _copying(servers, start) else c.cpu[workload[unit]]
+    if c.t[GPU_FREE] > start or _gpu_start(raw, servers, layer, workload.size) != NEVER:
+        time *= c.contention[CPU_BESIDE_GPU]
+    if c.i[CPU_NEXT] == 0:
+        time += c.overhead[CPU_LAUNCH]
     _span(servers, LANE_CPU, start, start + time, layer, unit, workload[unit], False)
     c.metrics[CPU_BUSY] += time
     c.t[CPU_FREE] = c.t[CPU_BUSY_UNTIL] = start + time
@@ -233,14 +298,8 @@ def _start_cpu_job(raw: Packed, servers: Packed, layer: int, workload: Ints) -> 
 @kernel
 def _serve_link(raw: Packed, servers: Packed, layer: int, ask: float) -> float:
     """The link is free at `ask`, or what it waits for happens then; when to ask again."""
-    s = unpack(raw)
     c = unpack_servers(servers)
-    base = layer * (s.status.size // s.group_of.size)
-    if c.i[IN_FLIGHT] != NONE:
-        c.t[ARRIVAL] = c.t[LANDS]
     _tell(raw, servers, layer, ask)
-    if c.i[GPU_NEXT] < s.n[N_GPU] and s.status[base + s.gpu[c.i[GPU_NEXT]]] == RESIDENT:
-        return ask  # a GPU job may start on what landed, and finish, before `ask`
     again: float = NEVER
     if _issue(raw, servers, layer, ask, c.t[CPU_BUSY_UNTIL] > ask):
         again = c.t[LINK_FREE]
@@ -260,17 +319,18 @@ def run_layer(raw: Packed, servers: Packed, layer: int, workload: Ints, tokens: 
     for i in range(n_cpu):
         moved += workload[s.cpu[i]]
     transfer = c.overhead[LATENCY] + min(moved, tokens) * c.overhead[PER_TOKEN] if n_cpu > 0 else 0.0
-    c.t[GPU_FREE] = c.t[ARRIVAL] = c.t[CPU_BUSY_UNTIL] = begin
+    c.t[CPU_BUSY_UNTIL] = begin
+    c.t[GPU_FREE] = begin + c.overhead[DISPATCH] if n_cpu > 0 and s.n[N_GPU] > 0 else begin
     c.t[CPU_FREE] = begin + transfer
     c.i[GPU_NEXT] = c.i[CPU_NEXT] = c.i[REPORTED] = 0
+    c.i[GPU_READY] = _ready(raw, layer, workload.size)
     cpu_work = c.metrics[CPU_BUSY]
-    cpu_waits = not overlap and n_cpu > 0
+    c.i[CPU_WAITS] = not overlap and n_cpu > 0
     ask = max(c.t[LINK_FREE], begin)
     while True:
-        _start_gpu_jobs(raw, servers, layer, workload)
         gpu_known = c.i[GPU_NEXT] == s.n[N_GPU]
-        if cpu_waits and gpu_known:
-            cpu_waits = False
+        if c.i[CPU_WAITS] and gpu_known:
+            c.i[CPU_WAITS] = 0
             c.t[CPU_FREE] = c.t[GPU_FREE] + transfer
         if gpu_known and c.i[CPU_NEXT] == n_cpu:
             join = c.t[GPU_FREE]
@@ -278,10 +338,22 @@ def run_layer(raw: Packed, servers: Packed, layer: int, workload: Ints, tokens: 
                 join = max(join, c.t[CPU_FREE] + transfer + c.overhead[MERGE])
             if ask >= join:
                 break
-        if c.i[CPU_NEXT] < n_cpu and not cpu_waits and c.t[CPU_FREE] <= ask:
-            _start_cpu_job(raw, servers, layer, workload)
-        elif ask == NEVER:
+        lands = c.t[LANDS] if c.i[IN_FLIGHT] != NONE else NEVER
+        gpu_start = _gpu_start(raw, servers, layer, workload.size)
+        cpu_start = c.t[CPU_FREE] if c.i[CPU_NEXT] < n_cpu and c.i[CPU_WAITS] == 0 else NEVER
+        first = min(lands, gpu_start, cpu_start, ask)
+        if first == NEVER:
             return False
+        if first == lands:
+            if c.i[IN_FLIGHT] // workload.size == layer:
+                c.landed[c.i[IN_FLIGHT] % workload.size] = lands
+            _tell(raw, servers, layer, lands)
+        elif first == gpu_start:
+            _start_gpu_job(raw, servers, layer, workload, gpu_start)
+            if ask == NEVER:
+                ask = c.finish[c.i[REPORTED]]  # the planner may have a copy once it is told of this job's end
+        elif first == cpu_start:
+            _start_cpu_job(raw, servers, layer, workload)
         else:
             ask = _serve_link(raw, servers, layer, ask)
     _tell(raw, servers, layer, join)

@@ -11,7 +11,7 @@ import pytest
 
 from policies.assignment import AllGPU, Greedy, HybriMoE
 from policies.cache_policies import LFU, LRU, MRS, Belady, Static, WholeLayers, WorkloadAware
-from policies.cost import CostModel, Overheads
+from policies.cost import Contention, CostModel, Overheads
 from policies.planner import Planner, Policy
 from policies.prefetch import (
     FrequencyPrefetch,
@@ -63,10 +63,11 @@ def draw_costs(rng: np.random.Generator, layers: int, tokens: int) -> CostModel:
         return rng.integers(least, 4, size).astype(float) if whole else rng.uniform(0.01, 4, size)
 
     def table() -> Any:
-        return np.concatenate([[0.0], np.cumsum(draw(tokens))])
+        # Jobs that take no time would start and end at one moment, in an order that no model says.
+        return np.concatenate([[0.0], np.cumsum(draw(tokens, least=1))])
 
     cpu, copy = table() / 2, draw(layers, least=1)
-    dense, per_step, *overheads = (0.0 if free else float(draw()) for _ in range(8))
+    dense, per_step, *overheads = (0.0 if free else float(draw()) for _ in range(12))
     return CostModel(
         cpu=cpu,
         cpu_contended=cpu * rng.integers(1, 3),
@@ -76,6 +77,7 @@ def draw_costs(rng: np.random.Generator, layers: int, tokens: int) -> CostModel:
         overheads=Overheads(*overheads),
         dense=lambda tokens, sequences, context: dense,
         per_step=lambda tokens, sequences, context: per_step,
+        contention=Contention(*rng.integers(1, 3, 4).astype(float)),
     )
 
 

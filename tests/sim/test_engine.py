@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from policies.assignment import AllCPU, AllGPU, Greedy, HybriMoE
 from policies.cache import Cache
 from policies.cache_policies import Static, WorkloadAware
-from policies.cost import CostModel, Overheads
+from policies.cost import Contention, CostModel, Overheads
 from policies.planner import Planner, Policy
 from policies.prefetch import GainPrefetch, NoPrefetch
 from policies.state import NONE
@@ -235,6 +235,45 @@ def test_taking_turns_by_hand() -> None:
     assert (found.total("hits"), found.total("late"), found.total("staged")) == (3, 0, 1)
 
 
+def test_launches_and_contention() -> None:
+    # Units 0 and 1 are resident, 2 is copied, 3 runs on the CPU.  Dense 0-5.  The CPU's unit starts before the copy is
+    # asked for, while the GPU has work: 4 x 1.5 + launch 3, 5-14.  The copy starts beside it: 5-19.  GPU units wait 2
+    # for the CPU's to be handed over: unit 0 beside copy and CPU 3 x 2 x 3 + launch 1, 7-26; unit 1 alone, 26-28; 2,
+    # which was not there at the beginning, is noticed at 19 + 10 and launched alone, 2 + 1, 29-32.
+    charged = replace(
+        COSTS,
+        copy=COSTS.copy[:1],
+        copy_contended=COSTS.copy_contended[:1],
+        overheads=Overheads(dispatch=2, cpu_launch=3, gpu_launch=1, late_notice=10),
+        contention=Contention(gpu_beside_copy=2, gpu_beside_cpu=3, cpu_beside_gpu=1.5),
+        per_step=lambda *_: 0.0,
+    )
+    workload = counted([[[2, 1, 1, 1]]], 2)
+    script = Scripted([{0, 1, 2}], [[]])
+    found = run(make_planner(workload, script, script, Static(), 2, charged), charged, workload)
+    assert timeline(found) == [
+        ("GPU", 0, DENSE, 0, 5),
+        ("GPU", 0, 0, 7, 26),
+        ("GPU", 0, 1, 26, 28),
+        ("GPU", 0, 2, 29, 32),
+        ("CPU", 0, 3, 5, 14),
+        ("demand copies", 0, 2, 5, 19),
+    ]
+    assert found.columns["end"].tolist() == [32]
+
+
+@pytest.mark.parametrize("hints", [[(1, 1)], []])
+def test_a_copy_slows_the_dense_part(hints: list[tuple[int, int]]) -> None:
+    # Two layers of two units, unit 0 resident and in use.  Layer 0: dense 0-5, GPU 5-7, then a hint for layer 1: 5-15.
+    # Layer 1: dense 7-12, or beside the copy 7-22; GPU 2 more.  Outside 7 more: no copy is under way any longer.
+    charged = replace(COSTS, overheads=Overheads(), contention=Contention(dense_beside_copy=3))
+    workload = counted([[[1, 0], [1, 0]]], 1)
+    script = Scripted([{0}, {0}], [hints, []])
+    found = run(make_planner(workload, script, script, Static(), 2, charged), charged, workload)
+    assert [row[3:] for row in timeline(found) if row[2] == DENSE] == [(0, 5), (7, 22 if hints else 12)]
+    assert found.columns["end"].tolist() == [31 if hints else 21]
+
+
 @pytest.mark.parametrize(("outside", "hits"), [(3.0, 0), (4.0, 1)])
 def test_link_works_outside_the_layers(outside: float, hits: int) -> None:
     # One layer of two units, the CPU computes.  Step 0 uses unit 1: dense 0-1, CPU 1-3, and then unit 1 is to take
@@ -331,7 +370,9 @@ def test_belief_alone_changes_nothing(seed: int, random_scene: Callable[[int], A
 @given(seed=SEEDS)
 def test_machines_do_one_thing_at_a_time(seed: int, random_scene: Callable[[int], Any]) -> None:
     scene = random_scene(seed)
-    found = Engine(scene.planner(), scene.charged).run(scene.workload, record=range(scene.workload.n_steps))
+    # What lies outside the layers has no span: its length must be known.
+    charged = replace(scene.charged, contention=replace(scene.charged.contention, dense_beside_copy=1.0))
+    found = Engine(scene.planner(), charged).run(scene.workload, record=range(scene.workload.n_steps))
     spans, end = found.spans, found.columns["end"][-1]
     check_exclusive(spans)
     assert np.all(spans.time[:, 1] >= spans.time[:, 0])
@@ -392,10 +433,12 @@ def test_recording_changes_nothing_and_runs_repeat(seed: int, random_scene: Call
 def test_a_faster_machine_is_never_slower(seed: int, faster: str, random_scene: Callable[[int], Any]) -> None:
     """All units on the GPU, nothing hinted, nothing moved: then every start is a maximum of sums of times.
 
-    With choices that depend on time there is no such law: an earlier copy may take the slot of a better one.
+    With choices that depend on time there is no such law: an earlier copy may take the slot of a better one, or
+    slow a GPU job down that would have started before it.
     """
     scene = random_scene(seed)
-    charged, overheads = scene.charged, scene.charged.overheads
+    charged = replace(scene.charged, contention=Contention())
+    overheads = charged.overheads
     quicker = {
         "copy": lambda: replace(charged, copy=charged.copy / 2),
         "gpu": lambda: replace(charged, gpu=charged.gpu / 2),
