@@ -11,6 +11,7 @@ from tqdm import tqdm
 from experiments import build, figures_calibrate
 from experiments.calibrate_model import arena, cpu_threads, subject
 from experiments.calibrate_profile import profile_path, save
+from experiments.figures import save_all
 from experiments.results import finished, folder, number, share, stamp, table
 from policies.measured import Curve, Profile
 from policies.types import InputError
@@ -59,7 +60,7 @@ def run(config: DictConfig, overrides: list[str]) -> None:
     with folder(build.text(config, "output"), "calibrate", config) as place:
         save(profile, path, command)
         save(profile, place / f"{name}.yaml", command)
-        figures_calibrate.save_all(profile, place)
+        save_all(figures_calibrate.drawings(profile), place)
         summary = "\n\n".join([f"# {name}: {title}", *_report(profile), stamp()])
         (place / "summary.md").write_text(summary + "\n", encoding="utf-8")
         final = finished(place)

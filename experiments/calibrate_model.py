@@ -43,7 +43,7 @@ def arena(config: DictConfig) -> Arena:
     """The device of a configuration."""
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
     link = None if config.link_bytes_per_s is None else build.positive(config, "link_bytes_per_s")
-    return arena_for(device, link)
+    return arena_for(device, link, build.whole_or_none(config, "device_threads"))
 
 
 def cpu_threads(config: DictConfig) -> int | None:

@@ -8,7 +8,7 @@ import yaml
 from omegaconf import OmegaConf
 
 import conf
-from policies.measured import Profile
+from policies.measured import VERSION, Profile
 from policies.types import InputError
 from traces.container import check_writable, replacing
 
@@ -43,6 +43,8 @@ def load(name: str) -> Profile:
     if not isinstance(found, dict) or found.pop("_target_", None) != TARGET:
         raise InputError(f"profile {path}: found no measured costs, expected a file that dali calibrate wrote")
     found.pop("_convert_", None)
+    if found.get("version") != VERSION:
+        raise InputError(f"profile {path}: found version {found.get('version')}, expected {VERSION}: calibrate again")
     try:
         return Profile(**{str(name): value for name, value in found.items()})
     except TypeError as error:

@@ -15,8 +15,19 @@ from policies.types import InputError
 if TYPE_CHECKING:
     from experiments.doctor_measure import Facts
 
-# GB/s of one lane and direction, less encoding (the transfer rates that the PCI Express generations are named for).
-LANE_GBS = {1: 0.25, 2: 0.5, 3: 0.985, 4: 1.969, 5: 3.938, 6: 7.563}
+# GB/s of one lane and direction by PCI Express generation: transfers a second, and the share of bits that carry data
+# (8b/10b, then 128b/130b, then 242 of 256 bytes of a flit; PCI Express base specifications 1.0 to 6.0).
+LANE_GBS = {
+    generation: rate / 8 * share
+    for generation, rate, share in (
+        (1, 2.5, 8 / 10),
+        (2, 5.0, 8 / 10),
+        (3, 8.0, 128 / 130),
+        (4, 16.0, 128 / 130),
+        (5, 32.0, 128 / 130),
+        (6, 64.0, 242 / 256),
+    )
+}
 # Pinned copies reach this share of the wire or more on machines without a fault.
 LINK_SHARE = 0.7
 RESERVE = 2e9

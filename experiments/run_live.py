@@ -13,17 +13,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from experiments import build, run_log, run_model
+from experiments.calibrate_profile import load
 from experiments.run_machine import bandwidths, machine
 from experiments.run_once import Clock, Show, Shown, Timing, memory_suffices, settings
 from experiments.run_others import all_gpu, check_baselines, with_accelerate
 from experiments.run_plan import Plan, Sizes
 from policies.cost import CostModel
+from policies.measured import Geometry, Profile
 from policies.planner import Policy
 from policies.types import Floats, InputError
 from runtime.arena import Arena, arena_for
+from runtime.calibrate import geometry_of
+from runtime.calibrate_machine import check_same_machine
+from runtime.calibrate_machine import machine as describe
 from runtime.layer_steps import ForcedRouting
+from runtime.layout import unit_layout
 from runtime.moe_layers import moe_layers
-from runtime.offloading import Offload, offload
+from runtime.offloading import MAX_TOKENS, Offload, offload
 from runtime.predictors import GatePredictor, Predictor, Predictors
 from runtime.routing import Routing
 from sim.timeline import Spans
@@ -81,7 +87,8 @@ class Session:
         self._share: float | None = plan.config.cache_share
         if plan.config.gpu_memory_gb is not None:
             self._share = plan.config.gpu_memory_gb * 1e9 / self.total_bytes
-        # What jobs cost, by slices: timed for the first policy, believed by all.
+        self._profile = None if plan.config.profile is None else self._load_profile(plan)
+        # What jobs cost, by slices: of the profile, or timed for the first policy; believed by all.
         self._costs: dict[int, CostModel] = {}
         self._recorded = {entry: _Recorded() for entry in self.policies}
         self.offloads = {entry: self._offload(entry, policy) for entry, policy in self.policies.items()}
@@ -182,7 +189,7 @@ class Session:
             capacity=None if self._share is None else self._capacity(entry, policy, slices),
             device=self.arena,
             slices=slices,
-            believed=self._costs.get(slices),
+            believed=self._costs.get(slices) or self._calibrated(slices),
             predictors=self._predictors,
             popularity=self._popularity,
             routing=self.routing,
@@ -195,6 +202,21 @@ class Session:
         if self._share is None:
             self._share = made.planner.slots / (made.shape.layers * made.shape.units)
         return made
+
+    def _load_profile(self, plan: Plan) -> Profile:
+        """What `dali calibrate` wrote; InputError if it was for another machine or for other experts."""
+        profile = load(build.text(plan.config, "profile"))
+        layout = unit_layout(self.layers[0], plan.slices)
+        here = describe(self.arena, plan.config.cpu_threads, layout.dtype)
+        plan.notes += check_same_machine(profile.name, profile.machine, here)
+        return profile
+
+    def _calibrated(self, slices: int) -> CostModel | None:
+        if self._profile is None:
+            return None
+        layouts = [unit_layout(layer, slices) for layer in self.layers]
+        most = MAX_TOKENS if self.routing is None else max(MAX_TOKENS, self.routing.workload(1).max_tokens)
+        return self._profile.costs(Geometry(**geometry_of(layouts[0])), [each.unit_bytes for each in layouts], most)
 
     def _capacity(self, entry: str, policy: Policy, slices: int) -> int:
         """Units that stay: every policy gets the same GPU memory, its staging slots included."""
@@ -267,7 +289,8 @@ def empty_caches() -> None:
 def _arena(config: Any) -> Arena:
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return arena_for(device, None if config.link_gbs is None else config.link_gbs * 1e9)
+        link = None if config.link_gbs is None else config.link_gbs * 1e9
+        return arena_for(device, link, config.device_threads)
     except (RuntimeError, TypeError) as error:
         raise InputError(f"device: found {device!r}, expected cuda, cuda:N or cpu") from error
 

@@ -18,7 +18,7 @@ from policies.planner import Planner, replay_log
 from policies.types import Capacity, InputError, LayerStep, Shape
 from traces.container import replacing
 
-FORMAT, VERSION = "dali-planner-log", 1
+FORMAT, VERSION = "dali-planner-log", 2
 Entry = tuple[Any, ...]
 Arrays = dict[str, NDArray[Any]]
 
@@ -46,7 +46,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class SavedLog:
-    """A planner's log, and what it takes to make that planner again.  Costs of dense parts are not kept."""
+    """A planner's log, and what it takes to make that planner again."""
 
     origin: Origin
     entries: list[Entry]
@@ -81,6 +81,10 @@ def save(path: Path, origin: Origin, planner: Planner) -> None:
         **{f"capacity.{name}": getattr(capacity, name) for name in ("group_of", "size", "room", "slots")},
         **_packed(planner.log or []),
     }
+    # The planner knows of the dense part what policies are told: a step's tokens.
+    tokens = sorted({entry[1].tokens for entry in planner.log or [] if entry[0] == "begin"})
+    arrays["dense.tokens"] = np.array(tokens, np.int64)
+    arrays["dense.seconds"] = np.array([believed.dense(count, count, 1.0) for count in tokens], np.float64)
     if shape.popularity is not None:
         arrays["popularity"] = shape.popularity
     with replacing(path) as temporary, open(temporary, "wb") as file:
@@ -102,13 +106,15 @@ def load(path: Path) -> SavedLog:
         raise InputError(f"{path}: found something else, expected a planner log of version {VERSION}")
     shape = Shape(header["origin"]["layers"], header["units"], arrays.pop("unit_bytes"), arrays.pop("popularity", None))
     tables = {name: arrays.pop(f"cost.{name}") for name in _COSTS}
-    believed = CostModel(**tables, overheads=Overheads(**header["overheads"]), dense=_unknown, per_step=_unknown)
+    dense = dict(zip(arrays.pop("dense.tokens").tolist(), arrays.pop("dense.seconds").tolist(), strict=True))
+    overheads = Overheads(**header["overheads"])
+    believed = CostModel(**tables, overheads=overheads, dense=lambda tokens, *_: dense[tokens], per_step=_unknown)
     capacity = Capacity(*(arrays.pop(f"capacity.{name}") for name in ("group_of", "size", "room", "slots")))
     return SavedLog(Origin(**header["origin"]), _unpacked(arrays), shape, capacity, believed)
 
 
 def _unknown(tokens: int, sequences: int, context: float) -> float:
-    """No policy asks for the dense part."""
+    """No policy asks for what lies outside the layers."""
     return 0.0
 
 

@@ -38,7 +38,7 @@ def all_gpu(model: Any, arena: Arena, routing: ForcedRouting | None) -> Iterator
     """The whole model on the device, run by transformers' own experts."""
     try:
         model.to(arena.device)
-        with forcing(model, routing, arena.device):
+        with arena.working(), forcing(model, routing, arena.device):
             yield
     finally:
         model.to("cpu")

@@ -107,7 +107,8 @@ class Plan:
                 build.positive(config, name, most)
         if config.link_gbs is not None:
             build.positive(config, "link_gbs")
-        build.whole_or_none(config, "cpu_threads")
+        for name in ("cpu_threads", "device_threads"):
+            build.whole_or_none(config, name)
 
     def _shape(self) -> ModelShape | None:
         layers = build.whole_or_none(self.config, "layers")

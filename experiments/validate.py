@@ -27,9 +27,11 @@ from experiments.validate_runs import (
     Setting,
     Side,
     agreement,
+    assess,
     capacity_units,
+    execute,
     has_early_copies,
-    run_policy,
+    speed,
 )
 from policies.planner import Policy
 from policies.types import InputError, Shape
@@ -37,6 +39,7 @@ from runtime.calibrate_machine import check_idle, check_same_machine
 from runtime.calibrate_machine import machine as describe
 from runtime.layout import unit_layout
 from runtime.moe_layers import moe_layers
+from runtime.offloading import Offload
 from traces.trace import Trace
 from traces.workload import Workload
 
@@ -53,17 +56,26 @@ def run(config: DictConfig, overrides: list[str]) -> None:
     _check_room(machine, plan, makers)
     outcomes: list[Outcome] = []
     with folder(build.text(config, "output"), "validate", config) as place:
-        with tqdm(total=len(plan.settings) * len(makers), unit="run", desc="validating", disable=None) as bar:
-            for setting, (name, make) in itertools.product(plan.settings, makers.items()):
-                bar.set_postfix_str(f"{setting}, {name}")
-                outcomes.append(run_policy(machine, cut, setting, name, make, plan.repeats))
-                bar.update()
+        moved = [speed(machine)]
+        total = len(plan.settings) * len(makers) * plan.repeats
+        with tqdm(total=total, unit="run", desc="validating", disable=None) as bar:
+            for setting in plan.settings:
+                ran: dict[str, list[Offload]] = {name: [] for name in makers}
+                # Policy after policy and then again: a slow minute is no policy's.
+                for _, (name, make) in itertools.product(range(plan.repeats), makers.items()):
+                    bar.set_postfix_str(f"{setting}, {name}")
+                    ran[name].append(execute(machine, cut, setting, make()))
+                    bar.update()
+                outcomes += [assess(machine, cut, setting, name, makers[name], runs) for name, runs in ran.items()]
+        moved.append(speed(machine))
+        notes += [_moved(when, ratios) for when, ratios in zip(("Before", "After"), moved, strict=True)]
         report = Report(outcomes)
         report.steps().to_parquet(place / "steps.parquet", index=False)
         report.table().to_parquet(place / "results.parquet", index=False)
-        about = {"profile": machine.profile.name, "model": title, "machine": machine.profile.machine, "notes": notes}
+        about: dict[str, Any] = {"speed": dict(zip(("before", "after"), moved, strict=True))}
+        about |= {"profile": machine.profile.name, "model": title, "machine": machine.profile.machine, "notes": notes}
         (place / "validation.json").write_text(json.dumps(about | report.summary(), indent=1) + "\n", encoding="utf-8")
-        figures_validate.save_all(report.table(), report.shown(), place)
+        figures_validate.save(report.table(), report.shown(), place)
         lines = "\n".join(f"- {note}" for note in notes)
         head = f"# {machine.profile.name}: measured against simulated, {title}"
         text = "\n\n".join(part for part in (head, lines, *report.text(), stamp()) if part)
@@ -71,6 +83,11 @@ def run(config: DictConfig, overrides: list[str]) -> None:
         final = finished(place)
     print(text)
     print(f"Results: {final}")
+
+
+def _moved(when: str, ratios: dict[str, float]) -> str:
+    sides = " and ".join(f"{ratio:.2f} times on the {side.upper()}" for side, ratio in ratios.items())
+    return f"{when} the runs a unit of one token took {sides} what the profile says."
 
 
 # ---- what is asked for -----------------------------------------------------------------------------

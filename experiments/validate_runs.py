@@ -18,7 +18,7 @@ from policies.types import Floats, InputError, Shape
 from runtime.arena import Arena
 from runtime.calibrate import geometry_of
 from runtime.calibrate_forward import passes
-from runtime.calibrate_probe import Every
+from runtime.calibrate_probe import CPU, GPU, Every, Part, Probe
 from runtime.layer_steps import ForcedRouting, ForcedSteps
 from runtime.layout import unit_layout
 from runtime.moe_layers import moe_layers
@@ -28,6 +28,8 @@ from sim.timeline import DENSE, LANE_CPU, LANE_GPU, LANE_LINK, Spans
 from traces.trace import Trace
 from traces.workload import Workload
 
+# Layer steps that `speed` looks at.
+SHOTS = 9
 # The first round warms kernels, threads and caches up; the last one is timed.  Both are simulated.
 ROUNDS = 2
 KINDS = ("demand", "prefetch", "swap")
@@ -176,14 +178,10 @@ def capacity_units(machine: Machine, setting: Setting, policy: Policy, shape: Sh
     return slots - policy.staging
 
 
-def run_policy(machine: Machine, cut: Cut, setting: Setting, name: str, make: Any, repeats: int) -> Outcome:
-    """Run and simulate; `make` gives a fresh policy object for each planner."""
+def assess(machine: Machine, cut: Cut, setting: Setting, name: str, make: Any, offloads: list[Offload]) -> Outcome:
+    """Simulate what the repeats of a policy ran; `make` gives a fresh policy object for each planner."""
     routing = cut.routing(setting.batch)
     workload = routing.workload(machine.slices)
-    known, _ = build.expert_popularity(cut.trace, workload)
-    offloads = []
-    for _ in range(repeats):
-        offloads.append(_execute(machine, cut, setting, make(), known, routing))
     first = offloads[0]
     forced = forced_seconds(first, cut, setting, routing, machine)
     believed = first.planner.view.cost
@@ -222,10 +220,10 @@ def _charged(machine: Machine, shape: Shape, max_tokens: int, planning: float, f
     return replace(found, per_step=per_step)
 
 
-def _execute(
-    machine: Machine, cut: Cut, setting: Setting, policy: Policy, popularity: Floats, routing: ForcedRouting
-) -> Offload:
+def execute(machine: Machine, cut: Cut, setting: Setting, policy: Policy) -> Offload:
     """Run all rounds; the offload is detached."""
+    routing = cut.routing(setting.batch)
+    popularity, _ = build.expert_popularity(cut.trace, routing.workload(machine.slices))
     layers = moe_layers(machine.model)
     units = layers[0].count * machine.slices
     sizes = np.array([unit_layout(layer, machine.slices).unit_bytes for layer in layers], np.int64)
@@ -304,6 +302,18 @@ def _simulate(planner: Planner, charged: CostModel, live: Trace, cut: Cut, setti
     last = len(columns["step"]) // ROUNDS * (ROUNDS - 1)
     # Copies of the round before reach into the next: `_side` keeps them.
     return _side(columns, last, rounds[-1].spans, planner.log or [])
+
+
+def speed(machine: Machine) -> dict[str, float]:
+    """Seconds of a unit of one token on each side now, over what the profile says: how far the machine has moved."""
+    profile, found = machine.profile, {}
+    launches = {CPU: profile.overheads.cpu_launch, GPU: profile.overheads.gpu_launch}
+    with Probe(machine.model, machine.arena, machine.slices, machine.cpu_threads, SHOTS) as probe:
+        for side, curve in ((CPU, profile.cpu), (GPU, profile.gpu)):
+            spans = [getattr(probe.shoot((Part(side, probe.top, 1),)), side) for _ in range(SHOTS)]
+            expected = launches[side] + probe.top * machine.slices * float(curve(1))
+            found[side] = float(np.median(spans)) / expected
+    return found
 
 
 # ---- what the simulator cannot know ----------------------------------------------------------------

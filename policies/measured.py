@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from policies.cost import CostModel, Overheads
+from policies.cost import Contention, CostModel, Overheads
 from policies.roofline import ModelShape
 from policies.types import Floats, InputError
 
-VERSION = 1
+VERSION = 2
 
 
 def monotone(values: Floats) -> Floats:
@@ -171,12 +171,12 @@ class Profile:
     geometry, model      what units it holds for; what the dense part is that of
     gpu_memory_gb        GPU memory that experts can have
     cpu, cpu_contended   seconds of a CPU unit against tokens, beyond what a layer step costs anyway; while copies run
-    gpu, gpu_contended   the same of a GPU unit; the simulator charges the first
+    gpu                  the same of a GPU unit
     copy, copy_contended seconds of a copy against bytes, two outstanding; while CPU units run
     copy_alone           one outstanding
     dense                {"decode": rows, "prefill": rows} of `Surface`: one MoE layer without its experts
     outside              the same, of what lies outside the MoE layers, once a step
-    overheads            fields of `policies.cost.Overheads`
+    overheads            fields of `policies.cost.Overheads`; contention: those of `policies.cost.Contention`
     parts                seconds of the pieces that `overheads` is made of, and of what it leaves out
     quality              drift, rounds, load
     """
@@ -193,13 +193,13 @@ class Profile:
         cpu: Mapping[str, Any],
         cpu_contended: Mapping[str, Any],
         gpu: Mapping[str, Any],
-        gpu_contended: Mapping[str, Any],
         copy: Mapping[str, Any],
         copy_contended: Mapping[str, Any],
         copy_alone: Mapping[str, Any],
         dense: Mapping[str, Sequence[Sequence[float]]],
         outside: Mapping[str, Sequence[Sequence[float]]],
         overheads: Mapping[str, float],
+        contention: Mapping[str, float],
         parts: Mapping[str, float],
         quality: Mapping[str, Any],
     ) -> None:
@@ -209,14 +209,14 @@ class Profile:
         self.machine, self.parts, self.quality = dict(machine), dict(parts), dict(quality)
         self.geometry = Geometry(**geometry)
         self.cpu, self.cpu_contended = Curve(**cpu), Curve(**cpu_contended)
-        self.gpu, self.gpu_contended = Curve(**gpu), Curve(**gpu_contended)
+        self.gpu = Curve(**gpu)
         self.copy, self.copy_contended, self.copy_alone = Curve(**copy), Curve(**copy_contended), Curve(**copy_alone)
         self.dense = {phase: Surface(rows) for phase, rows in dense.items()}
         self.outside = {phase: Surface(rows) for phase, rows in outside.items()}
         for what, surfaces in (("dense", self.dense), ("outside", self.outside)):
             if surfaces.keys() != {"decode", "prefill"}:
                 raise InputError(f"profile {name}: {what} has {', '.join(surfaces)}, expected decode and prefill")
-        self.overheads = Overheads(**overheads)
+        self.overheads, self.contention = Overheads(**overheads), Contention(**contention)
 
     def check(self, geometry: Geometry) -> None:
         """InputError that names what differs, unless the profile was measured for these units."""
@@ -248,6 +248,7 @@ class Profile:
             overheads=Overheads(**over),
             dense=lambda tokens, sequences, context: self._at(self.dense, tokens, sequences, context),
             per_step=lambda tokens, sequences, context: self._at(self.outside, tokens, sequences, context),
+            contention=self.contention,
         )
 
     @staticmethod
@@ -265,13 +266,14 @@ class Profile:
             "gpu_memory_gb": self.gpu_memory_gb,
             **{
                 name: getattr(self, name).to_config()
-                for name in ("cpu", "cpu_contended", "gpu", "gpu_contended", "copy", "copy_contended", "copy_alone")
+                for name in ("cpu", "cpu_contended", "gpu", "copy", "copy_contended", "copy_alone")
             },
             **{
                 name: {phase: surface.to_config() for phase, surface in getattr(self, name).items()}
                 for name in ("dense", "outside")
             },
             "overheads": {name: rounded([value])[0] for name, value in asdict(self.overheads).items()},
+            "contention": {name: round(value, 4) for name, value in asdict(self.contention).items()},
             "parts": {name: rounded([value])[0] for name, value in self.parts.items()},
             "quality": self.quality,
         }

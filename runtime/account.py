@@ -73,7 +73,9 @@ class Account:
         self._arena, self._unit_bytes, self._record = arena, unit_bytes, record
         self._lock = threading.Lock()
         self._rows: list[Row] = []
+        # The running step's; between two steps that of the last one, as the link goes on.
         self._row: Row | None = None
+        self._running = False
         self._start: Any = None
         self._last: Any = None
         self._works: list[_Work] = []
@@ -89,14 +91,15 @@ class Account:
         phase = "prefill" if tokens > sequences else "decode"
         about = {"step": step, "phase": phase, "tokens": tokens, "sequences": sequences}
         self._row = about | dict.fromkeys(METRICS, 0.0)
+        self._running = True
         self._start = self._last = start
 
     def end_step(self) -> None:
         """The forward pass is over."""
-        if self._row is not None:
+        if self._running and self._row is not None:
             self._rows.append(self._row)
             self._ends.append((self._row, self._start, self._arena.mark()))
-            self._row = None
+        self._running = False
 
     # ---- events; the link's thread calls some of them
 
@@ -173,6 +176,13 @@ class Account:
             what = np.array(self._span_what, np.int32).reshape(-1, 6)
         order = np.argsort(time[:, 0], kind="stable")
         return time[order], what[order]
+
+    def forget(self) -> None:
+        """Drop the rows and spans of all steps that were finished."""
+        self._arena.synchronize()
+        self.resolve()
+        with self._lock:
+            self._rows, self._span_time, self._span_what = [], [], []
 
     def _add(self, name: str, amount: float) -> None:
         with self._lock:

@@ -12,7 +12,8 @@ import sys
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,16 @@ class Arena(ABC):
     def start_epoch(self) -> None:
         """Marks from now on are measured from here: called at each step, because event times lose precision."""
 
+    # ---- threads
+
+    @abstractmethod
+    def cpu_threads(self) -> int:
+        """Threads that torch's kernels of CPU units can have."""
+
+    def working(self) -> AbstractContextManager[None]:
+        """What the thread that runs the model needs meanwhile."""
+        return nullcontext()
+
 
 # ---- host ------------------------------------------------------------------------------------------
 
@@ -140,13 +151,19 @@ class HostArena(Arena):
     """Host memory in place of a GPU's.
 
     link_bytes_per_s  a copy is made to last at least its bytes / this; None = as fast as memory copies
+    threads  of torch's kernels in the GPU's place; None = half of torch's number.  CPU units have the rest: kernels of
+             both run at the same time, and with more threads than cores each waits for the other's
     """
 
-    def __init__(self, link_bytes_per_s: float | None = None) -> None:
+    def __init__(self, link_bytes_per_s: float | None = None, threads: int | None = None) -> None:
         if link_bytes_per_s is not None and not link_bytes_per_s > 0:
             raise InputError(f"link_bytes_per_s: found {link_bytes_per_s!r}, expected a number above 0")
+        if threads is not None and threads < 1:
+            raise InputError(f"device_threads: found {threads}, expected at least 1")
         self.device = torch.device("cpu")
         self.link_bytes_per_s = link_bytes_per_s
+        self.threads = threads or max(1, torch.get_num_threads() // 2)
+        self._cpu_threads = max(1, torch.get_num_threads() - self.threads)
         self._base = time.perf_counter()
         self._link_free = 0.0
 
@@ -209,6 +226,20 @@ class HostArena(Arena):
     def now(self) -> float:
         """See `Arena.now`."""
         return time.perf_counter() - self._base
+
+    def cpu_threads(self) -> int:
+        """See `Arena.cpu_threads`."""
+        return self._cpu_threads
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """See `Arena.working`: `threads`, in the thread that calls."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 # ---- CUDA ------------------------------------------------------------------------------------------
@@ -388,6 +419,10 @@ class CudaArena(Arena):
         """See `Arena.start_epoch`."""
         self.epoch = self._new_epoch(self.epoch)
 
+    def cpu_threads(self) -> int:
+        """See `Arena.cpu_threads`."""
+        return torch.get_num_threads()
+
     def _new_epoch(self, before: _Epoch | None) -> _Epoch:
         event = self.event()
         event.record(torch.cuda.current_stream(self.device))
@@ -441,16 +476,19 @@ def _entry(file: Path, name: str) -> int:
     return next(int(line.split()[1]) for line in file.read_text().splitlines() if line.split()[0] == name)
 
 
-def arena_for(device: str | torch.device, link_bytes_per_s: float | None = None) -> Arena:
-    """The arena of a device: cuda, cuda:N or cpu.  `link_bytes_per_s` is for cpu only."""
+def arena_for(
+    device: str | torch.device, link_bytes_per_s: float | None = None, device_threads: int | None = None
+) -> Arena:
+    """The arena of a device: cuda, cuda:N or cpu.  `link_bytes_per_s` and `device_threads` are for cpu only."""
     try:
         found = torch.device(device)
     except RuntimeError:
         raise InputError(f"device: found {device!r}, expected cuda, cuda:N or cpu") from None
     if found.type == "cpu":
-        return HostArena(link_bytes_per_s)
+        return HostArena(link_bytes_per_s, device_threads)
     if found.type != "cuda":
         raise InputError(f"device: found {device}, expected cuda or cpu")
-    if link_bytes_per_s is not None:
-        raise InputError(f"link_bytes_per_s: found {link_bytes_per_s} with {device}, expected it with device=cpu only")
+    for name, value in (("link_bytes_per_s", link_bytes_per_s), ("device_threads", device_threads)):
+        if value is not None:
+            raise InputError(f"{name}: found {value} with {device}, expected it with device=cpu only")
     return CudaArena(found)

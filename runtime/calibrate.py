@@ -6,31 +6,30 @@
     pieces    read-back, launch, merge
 
 All points are measured in turn, round after round, so that a slow minute touches each of them alike; a point is the
-median of its rounds.  How overheads follow from shots: `_solve`.
+median of its rounds.  What follows from them: `runtime.calibrate_solve`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 from policies.measured import VERSION, Profile
-from policies.types import Floats, InputError
+from policies.types import InputError
 from runtime.arena import Arena
 from runtime.calibrate_forward import Dense, NullExperts, merged
-from runtime.calibrate_link import Link, cpu_busy, pieces, sizes_around
+from runtime.calibrate_link import Link, cpu_busy, link_busy, pieces, sizes_around
 from runtime.calibrate_machine import check_idle, experts_memory_gb, load_per_core, machine
-from runtime.calibrate_probe import COPY, CPU, GPU, Part, Probe, Shot
+from runtime.calibrate_probe import COPY, CPU, GPU, Part, Probe, Shot, rows
+from runtime.calibrate_solve import BESIDE, Samples, Solver, outliers_of, spread_of
 from runtime.layout import UnitLayout
 
 TOKENS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 MAX_TOKENS = 8192
-# A sample is an outlier beyond so many robust standard deviations above the median.
-OUTLIER = 6.0
 _LARGEST = 1 << 30
 
 
@@ -68,30 +67,13 @@ class Settings:
             )
 
 
-@dataclass
-class _Samples:
-    """Samples of each point by name."""
-
-    values: dict[str, list[Any]] = field(default_factory=dict)
-
-    def add(self, name: str, value: Any) -> None:
-        self.values.setdefault(name, []).append(value)
-
-    def of(self, name: str, what: str = "") -> Floats:
-        return np.array([getattr(value, what) if what else value for value in self.values[name]], np.float64)
-
-    def median(self, name: str, what: str = "") -> float:
-        return float(np.median(self.of(name, what)))
-
-
 class Plan:
     """The points of a calibration of a probe's model."""
 
     def __init__(self, probe: Probe, settings: Settings) -> None:
         self.probe, self.settings = probe, settings
-        top, copies = probe.top, probe.most_copies
-        resident, every = probe.resident // top * top, probe.count // top * top
-        self.levels = {GPU: _doubling(top, resident), CPU: _doubling(top, every), COPY: _doubling(1, copies)}
+        copies = probe.most_copies
+        self.levels = {GPU: _doubling(probe.resident), CPU: _doubling(probe.count), COPY: _doubling(copies)}
         self.shots: dict[str, Shot] = {}
         for where, levels in self.levels.items():
             for experts in levels:
@@ -101,11 +83,11 @@ class Plan:
             for tokens in settings.tokens:
                 points[tokens] = experts = self._experts(where, tokens)
                 self.shots[f"{where} {experts} x {tokens}"] = (Part(where, experts, tokens),)
-        both = min(self.levels[GPU][-1], every - resident)
-        self.both = both // top * top or top
+        self.both = max(n for n in self.levels[GPU] if n <= min(2 * probe.top, probe.count - probe.resident))
         self.shots["both"] = (Part(CPU, self.both, 1), Part(GPU, self.both, 1))
         self.sizes = sizes_around(probe.layout.block_bytes, _LARGEST)
         self.decode = [(batch, context) for batch in settings.batches for context in settings.contexts]
+        self.beside = [(batch, settings.contexts[0]) for batch in settings.batches]
         self.prefill = sorted(
             {(1, tokens) for tokens in settings.prefill}
             | {(4, tokens // 4) for tokens in settings.prefill if tokens >= 16}
@@ -114,7 +96,7 @@ class Plan:
     def _experts(self, where: str, tokens: int) -> int:
         """As many experts as a batch would use, within the tokens of a layer step; half stay free to be copied."""
         top, most = self.probe.top, min(4 * self.probe.top, self.probe.count // 2)
-        fitting = [n for n in self.levels[where] if n * tokens // top <= MAX_TOKENS and n <= most]
+        fitting = [n for n in self.levels[where] if rows(n, tokens, top) <= MAX_TOKENS and n <= most]
         return fitting[-1] if fitting else self.levels[where][0]
 
     def describe(self) -> list[tuple[str, str, int]]:
@@ -123,7 +105,7 @@ class Plan:
         tokens = f"{settings.tokens[0]} to {settings.tokens[-1]} tokens"
         return [
             ("CPU unit", f"{tokens}, idle and while copies run", 2 * len(settings.tokens)),
-            ("GPU unit", f"{tokens}, idle; one point while copies and CPU units run", len(settings.tokens) + 1),
+            ("GPU unit", f"{tokens}, idle; one point while copies run", len(settings.tokens) + 1),
             (
                 "overheads",
                 f"layer steps of {layers} layers by number of units",
@@ -139,13 +121,14 @@ class Plan:
                 f"decode batches {list(settings.batches)} x contexts {list(settings.contexts)}",
                 len(self.decode),
             ),
+            ("dense part", f"the same beside copies, context {settings.contexts[0]}", len(self.beside)),
             ("dense part", f"prefill tokens {list(settings.prefill)}, 1 and 4 sequences", len(self.prefill)),
             ("pieces", "read-back, launch, merge, activations", 4),
         ]
 
 
-def _doubling(first: int, most: int) -> list[int]:
-    found = [first]
+def _doubling(most: int) -> list[int]:
+    found = [1]
     while found[-1] * 2 <= most:
         found.append(found[-1] * 2)
     return found
@@ -160,8 +143,8 @@ class Calibration:
     def __init__(self, probe: Probe, settings: Settings, progress: Callable[[str], object] = lambda name: None) -> None:
         self.probe, self.settings, self._progress = probe, settings, progress
         self.plan = Plan(probe, settings)
-        self._samples = _Samples()
-        self._null = NullExperts(probe.run._model, probe.arena)
+        self._samples = Samples()
+        self._null = NullExperts(probe.run.model, probe.arena)
         self.left_out: list[str] = []
         self._load: list[float] = []
 
@@ -191,26 +174,23 @@ class Calibration:
         for name in [name for name in plan.shots if name not in self._samples.values]:
             self.probe.shoot(plan.shots[name])
         self._samples.values.clear()
-        self._dense_round()
         link = Link(self.probe.arena, max([*plan.sizes, self.probe.layout.block_bytes]))
+        self._dense_round(link)
         self._link_round(link)
         link.release()
         self._samples.values.clear()
         return spent + clock() - begun
 
     def _add_contended(self) -> None:
-        """CPU units beside as many copies as last as long, and GPU units beside both."""
+        """CPU units and GPU units beside as many copies as last as long."""
         plan, probe = self.plan, self.probe
         most = self.plan.levels[COPY][-1]
         copy = self._samples.median(f"{COPY} {most} x 1", "total") / (most * probe.slices)
-        for tokens, experts in plan.by_tokens[CPU].items():
-            job = self._samples.median(f"{CPU} {experts} x {tokens}", "total")
+        points = [(CPU, *point) for point in plan.by_tokens[CPU].items()] + [(GPU, 1, plan.by_tokens[GPU][1])]
+        for where, tokens, experts in points:
+            job = self._samples.median(f"{where} {experts} x {tokens}", "total")
             copies = int(np.clip(np.ceil(job / (copy * probe.slices)) + 1, 1, min(most, probe.count - experts)))
-            plan.shots[f"contended {tokens}"] = (Part(CPU, experts, tokens), Part(COPY, copies, 1))
-        n = plan.by_tokens[GPU][1]
-        copies = min(most, probe.count - probe.resident - plan.both)
-        if copies >= 1:
-            plan.shots["all"] = (Part(GPU, n, 1), Part(CPU, plan.both, 1), Part(COPY, copies, 1))
+            plan.shots[f"{where} contended {tokens}"] = (Part(where, experts, tokens), Part(COPY, copies, 1))
 
     def measure(self) -> None:
         """All rounds; the first point again at the end."""
@@ -225,7 +205,7 @@ class Calibration:
                 for name, shot in plan.shots.items():
                     self._samples.add(name, self.probe.shoot(shot))
                 self._link_round(link)
-                self._dense_round()
+                self._dense_round(link)
                 self._progress(f"round {number + 1}")
             for name, seconds in pieces(self.probe, max(self.settings.rounds, 5)).items():
                 self._samples.add(name, seconds)
@@ -245,11 +225,16 @@ class Calibration:
                         f"busy link {size} {outstanding}", link.seconds(size, outstanding, self.settings.copies)
                     )
 
-    def _dense_round(self) -> None:
+    def _dense_round(self, link: Link) -> None:
+        plan = self.plan
         with self._null.installed():
-            for batch, context in self.plan.decode:
+            for batch, context in plan.decode:
                 found = self._null.measure(batch, context, 3)
                 self._samples.add(f"decode {batch} {context}", merged(found[1:]))
+            with link_busy(link, self.probe.layout.block_bytes):
+                for batch, context in plan.beside:
+                    found = self._null.measure(batch, context, 3)
+                    self._samples.add(f"{BESIDE}decode {batch} {context}", merged(found[1:]))
             for sequences, length in self.plan.prefill:
                 self._samples.add(f"prefill {sequences} {length}", self._null.measure(sequences, length, 0)[0])
 
@@ -258,7 +243,8 @@ class Calibration:
     def profile(self, name: str, model: str) -> Profile:
         """The profile of what was measured."""
         probe = self.probe
-        solved = self._solve()
+        plan = self.plan
+        solved = Solver(self._samples, plan.levels, plan.by_tokens, probe.slices, plan.both).solve()
         unit = probe.layout.block_bytes
         return Profile(
             name=name,
@@ -270,94 +256,16 @@ class Calibration:
             cpu=solved.cpu,
             cpu_contended=solved.cpu_contended,
             gpu=solved.gpu,
-            gpu_contended=solved.gpu_contended,
             copy=self._copies("link", 2, {unit: f"{COPY} {self.plan.levels[COPY][-1]} x 1"}),
-            copy_contended=self._copies("busy link", 2, {unit: "contended 1"}),
+            copy_contended=self._copies("busy link", 2, {unit: f"{CPU} contended 1"}),
             copy_alone=self._copies("link", 1, {}),
             dense={phase: self._surface(phase, "layer") for phase in ("decode", "prefill")},
             outside={phase: self._surface(phase, "outside") for phase in ("decode", "prefill")},
             overheads=solved.overheads,
+            contention=solved.contention,
             parts=solved.parts,
             quality=self._quality(),
         )
-
-    def _solve(self) -> _Solved:
-        """Overheads and unit times such that the simulator's sum is what layer steps of one kind took.
-
-        With n units of one kind a layer step takes fixed + n * unit, from its router to when the next layer's dense
-        part may begin.  The simulator knows one fixed cost for every
-        layer step (read-back + planning) and one for those with CPU units (two transfers and the merge): the first
-        is what GPU layer steps have, the second what CPU ones have beyond it.
-        """
-        samples, slices = self._samples, self.probe.slices
-        fixed, slope = {}, {}
-        for where in (GPU, CPU, COPY):
-            levels = self.plan.levels[where]
-            totals = [samples.median(f"{where} {n} x 1", "cycle") for n in levels]
-            fixed[where], slope[where] = line([n * slices for n in levels], totals)
-        curves: dict[str, dict[str, Any]] = {}
-        for where in (CPU, GPU):
-            curves[where] = self._units(where, fixed[where])
-        base = min(fixed[GPU], fixed[CPU])
-        planning = samples.median(f"{GPU} {self.plan.by_tokens[GPU][1]} x 1", "planner")
-        merge = samples.median("merge")
-        beyond = max(fixed[CPU] - base, 0.0)
-        merge = min(merge, beyond)
-        copy = samples.median(f"{COPY} {self.plan.levels[COPY][-1]} x 1", "copy")
-        parts = {
-            "readback": samples.median("readback"),
-            "launch": samples.median("launch"),
-            "dispatch": samples.median(f"{CPU} {self.plan.by_tokens[CPU][1]} x 1", "dispatch"),
-            "merge": samples.median("merge"),
-            "glue": samples.median(f"{GPU} {self.plan.by_tokens[GPU][1]} x 1", "glue"),
-            "fixed_gpu": fixed[GPU],
-            "fixed_cpu": fixed[CPU],
-            "fixed_copy": fixed[COPY],
-            "each_copy": slope[COPY],
-        }
-        # What the simulator has no term for: launching what is resident costs more than a layer step without it ...
-        parts["gpu_beyond_model"] = fixed[GPU] - base
-        # ... waiting for copies and launching what they brought one by one ...
-        parts["late_launch"] = fixed[COPY] - (base + curves[GPU]["seconds"][0])
-        # ... and both sides at work at once.
-        both, n = samples.median("both", "cycle"), self.plan.both * slices
-        expected = base + max(n * curves[GPU]["seconds"][0], beyond + n * curves[CPU]["seconds"][0])
-        parts["both_beyond_model"] = both - expected
-        overheads = {
-            "readback": max(base - planning, 0.0),
-            "planning": planning,
-            "issue_gap": max(slope[COPY] - copy, 0.0),
-            "transfer_latency": (beyond - merge) / 2,
-            "transfer_per_token": samples.median("per_token"),
-            "merge": merge,
-        }
-        cpu = curves[CPU]
-        ratio = [
-            samples.median(f"contended {tokens}", "cpu") / samples.median(f"{CPU} {n} x {tokens}", "cpu")
-            for tokens, n in self.plan.by_tokens[CPU].items()
-        ]
-        contended = {**cpu, "seconds": [s * max(r, 1.0) for s, r in zip(cpu["seconds"], ratio, strict=True)]}
-        parts["cpu_contended_ratio"] = float(np.median(ratio))
-        slow = 1.0
-        if "all" in self.plan.shots:
-            alone = samples.median(f"{GPU} {self.plan.by_tokens[GPU][1]} x 1", "gpu")
-            slow = max(samples.median("all", "gpu") / alone, 1.0)
-        parts["gpu_contended_ratio"] = slow
-        gpu_contended = {**curves[GPU], "seconds": [s * slow for s in curves[GPU]["seconds"]]}
-        return _Solved(cpu, contended, curves[GPU], gpu_contended, overheads, parts)
-
-    def _units(self, where: str, fixed: float) -> dict[str, Any]:
-        at, seconds, spread, outliers = [], [], [], 0
-        for tokens, experts in self.plan.by_tokens[where].items():
-            totals = self._samples.of(f"{where} {experts} x {tokens}", "cycle")
-            units = experts * self.probe.slices
-            at.append(tokens)
-            # What is within the fixed cost's noise still takes some time.
-            least = 0.02 * float(np.median(totals)) / units
-            seconds.append(max((float(np.median(totals)) - fixed) / units, least))
-            spread.append(spread_of(totals))
-            outliers += outliers_of(totals)
-        return {"at": at, "seconds": seconds, "spread": spread, "outliers": outliers}
 
     def _copies(self, kind: str, outstanding: int, shots: dict[int, str]) -> dict[str, Any]:
         """Seconds by size; of a unit, the executor's own copies in place of ours."""
@@ -397,16 +305,6 @@ class Calibration:
         }
 
 
-@dataclass(frozen=True)
-class _Solved:
-    cpu: dict[str, Any]
-    cpu_contended: dict[str, Any]
-    gpu: dict[str, Any]
-    gpu_contended: dict[str, Any]
-    overheads: dict[str, float]
-    parts: dict[str, float]
-
-
 def geometry_of(layout: UnitLayout) -> dict[str, Any]:
     """Fields of `policies.measured.Geometry` of units laid out so."""
     down = next(part for part in layout.parts if part.name == "down_proj")
@@ -417,32 +315,6 @@ def geometry_of(layout: UnitLayout) -> dict[str, Any]:
         "bits": 8 * layout.dtype.itemsize,
         "slices": layout.slices,
     }
-
-
-def line(at: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
-    """Value at 0 and slope of the line of least relative squares, neither below 0."""
-    x, y = np.asarray(at, np.float64), np.asarray(seconds, np.float64)
-    if x.size == 1:
-        return 0.0, float(y[0] / x[0])
-    slope, start = np.polyfit(x, y, 1, w=1 / y)
-    if slope <= 0:
-        return float(np.median(y)), 0.0
-    if start < 0:
-        return 0.0, float(np.median(y / x))
-    return float(start), float(slope)
-
-
-def spread_of(samples: Floats) -> float:
-    """Interquartile range over median."""
-    low, middle, high = np.percentile(samples, (25, 50, 75))
-    return float((high - low) / middle) if middle > 0 else 0.0
-
-
-def outliers_of(samples: Floats) -> int:
-    """Samples far above the median: something else ran."""
-    middle = np.median(samples)
-    deviation = 1.4826 * np.median(np.abs(samples - middle))
-    return int(np.count_nonzero(samples > middle + OUTLIER * max(deviation, 0.01 * middle)))
 
 
 def calibrate(

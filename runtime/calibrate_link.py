@@ -76,8 +76,7 @@ def cpu_busy(probe: Probe) -> Iterator[None]:
     stopping, started = threading.Event(), threading.Event()
 
     def work() -> None:
-        if probe.cpu_threads is not None:
-            torch.set_num_threads(probe.cpu_threads)
+        torch.set_num_threads(probe.cpu_threads)
         place = 0
         with torch.no_grad():
             while not stopping.is_set():
@@ -85,6 +84,29 @@ def cpu_busy(probe: Probe) -> Iterator[None]:
                 place += 1
                 started.set()
 
+    try:
+        with _meanwhile(work, stopping, started):
+            yield
+    finally:
+        probe.run.arena.release(store)
+
+
+@contextmanager
+def link_busy(link: Link, size: int) -> Iterator[None]:
+    """Copies of `size` bytes are made by another thread meanwhile, two outstanding, as the executor's are."""
+    stopping, started = threading.Event(), threading.Event()
+
+    def work() -> None:
+        while not stopping.is_set():
+            started.set()
+            link.seconds(size, 2, 4)
+
+    with _meanwhile(work, stopping, started):
+        yield
+
+
+@contextmanager
+def _meanwhile(work: Callable[[], None], stopping: threading.Event, started: threading.Event) -> Iterator[None]:
     thread = threading.Thread(target=work, name="dali-busy", daemon=True)
     thread.start()
     started.wait()
@@ -93,7 +115,6 @@ def cpu_busy(probe: Probe) -> Iterator[None]:
     finally:
         stopping.set()
         thread.join()
-        probe.run.arena.release(store)
 
 
 def pieces(probe: Probe, repeats: int) -> dict[str, float]:

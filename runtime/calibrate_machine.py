@@ -19,21 +19,22 @@ _QUERY = ("driver_version", "pcie.link.gen.current", "pcie.link.gen.max", "pcie.
 # Another process's kernels would be in every figure.
 BUSY_PERCENT = 10
 # Two profiles of one machine agree in these; others, such as versions, may change and are then said.
-IDENTITY = ("gpu", "cpu", "cores", "cpu_threads", "dtype", "link_bytes_per_s")
+IDENTITY = ("gpu", "cpu", "cores", "cpu_threads", "device_threads", "dtype", "link_bytes_per_s")
 _LIBRARIES = ("torch", "transformers", "numpy", "dali-moe")
 
 
 def machine(arena: Arena, cpu_threads: int | None, dtype: torch.dtype) -> dict[str, Any]:
     """Names, sizes and versions of this machine."""
-    throttle = arena.link_bytes_per_s if isinstance(arena, HostArena) else None
+    host = arena if isinstance(arena, HostArena) else None
     return {
         "gpu": gpu_name(arena),
         "cpu": cpu_name(),
         "cores": usable_cores(),
-        "cpu_threads": cpu_threads or torch.get_num_threads(),
+        "cpu_threads": cpu_threads or arena.cpu_threads(),
+        "device_threads": host and host.threads,
         "host_memory_gb": round(host_memory_bytes() / 1e9, 1),
         "dtype": str(dtype).removeprefix("torch."),
-        "link_bytes_per_s": throttle,
+        "link_bytes_per_s": host and host.link_bytes_per_s,
         "gpu_details": gpu_details(arena.device),
         "system": platform.system(),
         "python": platform.python_version(),

@@ -75,8 +75,9 @@ class Taken:
     """What a layer step took, the mean over the layers of one pass, in seconds.
 
     total    router done to join; planner: inside the planner's calls
-    cpu      the CPU's job; gpu: kernels of resident units; copy: one copy
-    dispatch router done to the start of the CPU's job
+    cpu      the CPU's job; gpu: kernels of resident units
+    copy     one copy; link: from the first one's start to the last one's end
+    dispatch router done to the start of the CPU's job; launch: to that of the kernels of resident units
     glue     join to the next layer's experts being called: the planner's `end`, and threads told
     covered  share of the CPU's job during which copies ran
     """
@@ -86,7 +87,9 @@ class Taken:
     cpu: float
     gpu: float
     copy: float
+    link: float
     dispatch: float
+    launch: float
     glue: float
     covered: float
 
@@ -104,7 +107,7 @@ class Probe:
     """
 
     def __init__(self, model: nn.Module, arena: Arena, slices: int, cpu_threads: int | None, max_tokens: int) -> None:
-        self.arena, self.slices, self.cpu_threads = arena, slices, cpu_threads
+        self.arena, self.slices, self.cpu_threads = arena, slices, cpu_threads or arena.cpu_threads()
         self.layers = moe_layers(model)
         self.count = self.layers[0].count
         self.top_k = _top_k(model)
@@ -133,7 +136,7 @@ class Probe:
             cpu_threads=cpu_threads,
         )
         self.layout = unit_layout(self.layers[0], slices)
-        self._next_absent = 0
+        self._next_absent = self._shots = 0
         self._inputs: dict[int, Tensor] = {}
 
     def __enter__(self) -> Probe:
@@ -157,6 +160,7 @@ class Probe:
 
     def shoot(self, shot: Shot) -> Taken:
         """One pass."""
+        self._shots += 1
         groups = self._experts_of(shot)
         ids = torch.from_numpy(np.concatenate([_choices(which, part.tokens, self.top) for which, part in groups]))
         self._assignment.on_gpu[:] = False
@@ -183,8 +187,7 @@ class Probe:
             raise RuntimeError(f"probe: found {row['copies_demand']:.0f} copies in {shot}, expected {copies}")
         time, what = account.spans()
         # Hundreds of passes: what an account keeps for good would be sorted again after each.
-        for kept in (account._rows, account._span_time, account._span_what):
-            kept.clear()
+        account.forget()
         cpu, link = time[what[:, 0] == LANE_CPU], time[what[:, 0] == LANE_LINK]
         resident = time[(what[:, 0] == LANE_GPU) & (what[:, 3] >= 0) & (what[:, 5] == 1)]
         dense = time[what[:, 3] == -1]
@@ -194,7 +197,9 @@ class Probe:
             cpu=_length(cpu) / layers,
             gpu=_length(resident) / layers,
             copy=_length(link) / max(len(link), 1),
-            dispatch=float((cpu[:, 0] - dense[:, 1]).mean()) if len(cpu) == len(dense) else float("nan"),
+            link=_extent(link, what[what[:, 0] == LANE_LINK, 2]) / layers,
+            dispatch=_delay(dense, cpu),
+            launch=_delay(dense, resident),
             glue=_length(dense[1:]) / max(len(dense) - 1, 1),
             covered=_covered(cpu, link),
         )
@@ -211,7 +216,8 @@ class Probe:
             else:
                 most = self.resident if part.where == GPU else self.count
                 free = np.array([expert for expert in range(most) if expert not in taken])
-                which = free[np.linspace(0, len(free) - 1, part.experts).round().astype(np.int64)]
+                # Others in each shot: in a forward pass weights come from memory, too.
+                which = free[(np.arange(part.experts) * len(free) // part.experts + self._shots) % len(free)]
             if len(set(which.tolist())) < part.experts:
                 raise RuntimeError(f"probe: {part} takes more experts than there are")
             taken.update(which.tolist())
@@ -232,9 +238,14 @@ class Probe:
         return self._inputs[tokens]
 
 
+def rows(experts: int, tokens: int, top: int) -> int:
+    """Tokens of a layer step in which so many choose each expert: each chooses `top`, or one if that leaves a rest."""
+    return experts * tokens // (top if experts % top == 0 else 1)
+
+
 def _choices(experts: Ints, tokens: int, top: int) -> Ints:
-    """int32 [N, top]: so many tokens choose each expert; `top` of them each, or one where that does not divide."""
-    width = top if experts.size % top == 0 else 1
+    """int32 [N, top], the choices of such a layer step's tokens; -1 = none."""
+    width = experts.size * tokens // rows(experts.size, tokens, top)
     blocks = np.full((experts.size // width * tokens, top), -1, np.int32)
     blocks[:, :width] = np.repeat(experts.reshape(-1, width), tokens, axis=0)
     return blocks
@@ -242,6 +253,17 @@ def _choices(experts: Ints, tokens: int, top: int) -> Ints:
 
 def _length(spans: Floats) -> float:
     return float((spans[:, 1] - spans[:, 0]).sum())
+
+
+def _extent(copies: Floats, layers: Ints) -> float:
+    """Seconds from the first copy's start to the last one's end, summed over the layers."""
+    each = [copies[layers == layer] for layer in np.unique(layers)]
+    return float(sum(found[:, 1].max() - found[:, 0].min() for found in each))
+
+
+def _delay(dense: Floats, jobs: Floats) -> float:
+    """Seconds from the router's end to the start of a job, the mean over the layers; nan unless each has one."""
+    return float((jobs[:, 0] - dense[:, 1]).mean()) if len(jobs) == len(dense) else float("nan")
 
 
 def _covered(jobs: Floats, copies: Floats) -> float:

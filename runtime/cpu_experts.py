@@ -55,7 +55,7 @@ class CpuExperts:
     """The thread; one job at a time.
 
     modules  experts of each layer whose gate and activation work on the host
-    threads  threads of torch's kernels (all of the process take over the number); None = as many as it uses now
+    threads  of torch's kernels (MKL's number is the whole process's)
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class CpuExperts:
         store: HostStore,
         layouts: Sequence[UnitLayout],
         modules: Sequence[nn.Module],
-        threads: int | None = None,
+        threads: int,
     ) -> None:
         self._arena, self._store, self._layouts, self._modules = arena, store, layouts, modules
         self._threads, self._threads_before = threads, torch.get_num_threads()
@@ -81,17 +81,15 @@ class CpuExperts:
         self._jobs.put(None)
         if self._thread.ident is not None:
             self._thread.join()
-        if self._threads is not None:
-            torch.set_num_threads(self._threads_before)
+        torch.set_num_threads(self._threads_before)
 
     def submit(self, job: CpuJob) -> None:
         """Start on a job as soon as its input is there."""
         self._jobs.put(job)
 
     def _run(self) -> None:
-        if self._threads is not None:
-            # Per thread in OpenMP, so it has to be said here.
-            torch.set_num_threads(self._threads)
+        # Per thread in OpenMP, so it has to be said here.
+        torch.set_num_threads(self._threads)
         while (job := self._jobs.get()) is not None:
             try:
                 with torch.no_grad():

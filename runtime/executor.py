@@ -386,4 +386,3 @@ class Executor:
             self._planner.end()
             self._account.planned(time.perf_counter() - start)
             self._link.ask()
-            self._link.changed.notify_all()

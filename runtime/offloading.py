@@ -65,8 +65,9 @@ class Offload:
     seed       of the policy's random choices
     log        keep the planner's log
     record     steps whose spans are kept for the timeline
-    cpu_threads  threads of the CPU's kernels; None = torch's number
+    cpu_threads  threads of the CPU's kernels; None = torch's number, less `device_threads`
     link_bytes_per_s  with device="cpu": copies are no faster than this
+    device_threads  with device="cpu": threads of the kernels in the GPU's place; None = half of torch's number
 
     Forward passes and `generate` work as before, without gradients.  With device="cpu" a second piece of host
     memory stands for the GPU's: the same code, real threads and real copies, but nothing about speed.
@@ -93,16 +94,20 @@ class Offload:
         record: Container[int] = (),
         cpu_threads: int | None = None,
         link_bytes_per_s: float | None = None,
+        device_threads: int | None = None,
     ) -> None:
         _check_types(model, policy, routing)
-        _check_numbers(capacity, memory, slices, cpu_threads, link_bytes_per_s)
-        self._model, self._policy = model, policy
-        self._predictors, self._cpu_threads = dict(predictors or {}), cpu_threads
+        _check_numbers(capacity, link_bytes_per_s)
+        _check_wholes(memory=memory, slices=slices, cpu_threads=cpu_threads, device_threads=device_threads)
+        self.model, self._policy = model, policy
+        self._predictors = dict(predictors or {})
         self._layers = moe_layers(model)
         self._layouts = [unit_layout(layer, slices) for layer in self._layers]
         if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
             raise InputError(f"{type(model).__name__}: found it spread over devices (device_map), expected it on one")
-        self.arena = device if isinstance(device, Arena) else arena_for(device or _default(), link_bytes_per_s)
+        if not isinstance(device, Arena):
+            device = arena_for(device or _default(), link_bytes_per_s, device_threads)
+        self.arena, self._cpu_threads = device, cpu_threads or device.cpu_threads()
         self.slices = slices
         self.shape = self._shape(popularity)
         self.capacity = self._capacity(capacity, memory)
@@ -134,7 +139,7 @@ class Offload:
     def trace(self, **origin: Any) -> Trace:
         """The routing of all finished steps; `origin` are fields of `traces.metadata.Metadata`."""
         known = {
-            "model": self._model.config.name_or_path or type(self._model).__name__,
+            "model": self.model.config.name_or_path or type(self.model).__name__,
             "experts": self._layouts[0].experts,
             "dtype": str(self._layouts[0].dtype).removeprefix("torch."),
             "unit_bytes": tuple(int(size) * self.slices for size in self.shape.unit_bytes),
@@ -161,12 +166,13 @@ class Offload:
             _say_once("offload: device=cpu is for correctness; its times say nothing of a GPU's")
         # Tensors made in inference mode could not be written to outside of it, as the link's thread does.
         with torch.inference_mode(False), ExitStack() as stack:
+            stack.enter_context(self.arena.working())
             store = HostStore(self._layers, self._layouts, self.arena)
             for layer in range(len(self._layers)):
                 stack.callback(store.give_back, layer)
                 store.take(layer)
-            stack.callback(_move, self._model, _devices(self._model))
-            self._model.to(self.arena.device)
+            stack.callback(_move, self.model, _devices(self.model))
+            self.model.to(self.arena.device)
             self._start(store, stack)
             self._stack = stack.pop_all()
         return self
@@ -202,8 +208,8 @@ class Offload:
         for thread in (link, cpu):
             stack.callback(thread.stop)
             thread.start()
-        _hook(self._model, self._layers, executor, self._predictor is not None, stack)
-        _register(self._model, modules, executor, stack)
+        _hook(self.model, self._layers, executor, self._predictor is not None, stack)
+        _register(self.model, modules, executor, stack)
 
     def _fill(self, store: HostStore, slots: Slots) -> None:
         """Copy what is resident before the first step."""
@@ -249,7 +255,7 @@ class Offload:
     def _rest(self) -> int:
         """Bytes of what is not experts and not on the device yet."""
         experts = {id(p) for layer in self._layers for p in layer.experts.parameters(recurse=False)}
-        return sum(_bytes(t) for t in _tensors(self._model) if id(t) not in experts and not self._here(t))
+        return sum(_bytes(t) for t in _tensors(self.model) if id(t) not in experts and not self._here(t))
 
     def _here(self, tensor: Tensor) -> bool:
         return tensor.device.type == self.arena.device.type
@@ -281,13 +287,14 @@ class Offload:
 
     def _timed(self, routing: ForcedRouting | None) -> CostModel:
         most = MAX_TOKENS if routing is None else max(MAX_TOKENS, routing.workload(1).max_tokens)
-        return quick_costs(self._layouts, self._layers[0].experts, self.arena, most)
+        with self.arena.working():
+            return quick_costs(self._layouts, self._layers[0].experts, self.arena, most)
 
     def _annotators(self, routing: ForcedRouting | None) -> tuple[Chooser | None, ForcedSteps | None]:
         """The predictor, or the routing that the policies' annotations come from."""
         asked = self.planner.annotations
         if routing is not None:
-            routing.trace.check_model(len(self._layers), self._layouts[0].experts, type(self._model).__name__)
+            routing.trace.check_model(len(self._layers), self._layouts[0].experts, type(self.model).__name__)
             forced = ForcedSteps(routing, asked, self.slices, self.arena.device)
             self.planner.check_tokens(forced.max_tokens)
             return None, forced
@@ -316,14 +323,17 @@ def _check_types(model: object, policy: object, routing: object) -> None:
         raise InputError(f"routing: found {type(routing).__name__}, expected a runtime.ForcedRouting")
 
 
-def _check_numbers(capacity: object, memory: object, slices: object, threads: object, link: object) -> None:
+def _check_numbers(capacity: object, link: object) -> None:
     if capacity is not None and not (isinstance(capacity, int | float) and not isinstance(capacity, bool)):
         raise InputError(f"capacity: found {capacity!r}, expected a number of units or a share")
-    for name, value in (("memory", memory), ("slices", slices), ("cpu_threads", threads)):
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise InputError(f"{name}: found {value!r}, expected a whole number of at least 1")
     if link is not None and not (isinstance(link, int | float) and link > 0):
         raise InputError(f"link_bytes_per_s: found {link!r}, expected a number above 0")
+
+
+def _check_wholes(**values: object) -> None:
+    for name, value in values.items():
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise InputError(f"{name}: found {value!r}, expected a whole number of at least 1")
 
 
 def _default() -> str:

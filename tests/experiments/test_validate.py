@@ -10,6 +10,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the runtime extra")
 transformers = pytest.importorskip("transformers", reason="needs the runtime extra")
 
+from experiments import run_log  # noqa: E402
+from experiments.calibrate_profile import load  # noqa: E402
 from experiments.cli import main  # noqa: E402
 from experiments.validate import Report, _tau, first_layers  # noqa: E402
 from experiments.validate_runs import EXACT, Outcome, Setting, Side, agreement, covered  # noqa: E402
@@ -30,7 +32,7 @@ def loop(place, random_trace):
     """The files of a small model and trace, calibrated and validated."""
     torch.manual_seed(0)
     config = transformers.MixtralConfig(
-        vocab_size=128,
+        vocab_size=256,
         hidden_size=32,
         intermediate_size=32,
         num_hidden_layers=3,
@@ -134,6 +136,42 @@ def test_one_perfetto_file_with_both(loop):
     names = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}
     assert names == {1: "measured", 2: "simulated"}
     assert {event["pid"] for event in events if event["ph"] == "X"} == {1, 2}
+
+
+def running(place, *others):
+    return [
+        "run",
+        f"model={place}/model",
+        "tokenizer=bytes",
+        f"profile={place}/slow.yaml",
+        f"routing={place}/trace.safetensors",
+        "device=cpu",
+        "cpu_threads=1",
+        "link_gbs=2.5e-3",
+        "dtype=float32",
+        "policy=frontier prefetch.source=oracle",
+        "cache_share=0.5",
+        "prompt_tokens=3",
+        "generate=4",
+        f"output={place}/out",
+        *others,
+    ]
+
+
+def test_a_run_believes_the_profile(loop, place):
+    """The policy's log has the profile's times in it, the dense part's too, and replays with them."""
+    assert main(running(place)) == 0
+    (found,) = (place / "out" / "run").iterdir()
+    (log,) = found.glob("*.planner.npz")
+    saved, profile = run_log.load(log), load(str(place / "slow.yaml"))
+    assert saved.believed.cpu[1:5].tolist() == profile.cpu(np.arange(1, 5)).tolist()
+    assert saved.believed.dense(3, 3, 1.0) == profile.dense["decode"](3, 1.0) > 0
+    assert saved.replay() is None
+
+
+def test_a_run_refuses_another_machines_profile(loop, place, capsys):
+    assert main(running(place, "link_gbs=1")) == 2
+    assert "expected link_bytes_per_s 2500000.0, found 1000000000.0 here" in capsys.readouterr().err
 
 
 def test_plan_measures_nothing(loop, place, capsys):

@@ -17,7 +17,7 @@ def profile(**others):
     prompt = [[8, 1, 4.5, 2e-3, 0.0]]
     fields = {
         "name": "machine",
-        "version": 1,
+        "version": 2,
         "machine": {"cpu": "c"},
         "model": "m",
         "geometry": {"hidden": 8, "expert_width": 4, "gated": True, "bits": 32, "slices": 1},
@@ -25,14 +25,14 @@ def profile(**others):
         "cpu": {"at": [1, 4], "seconds": [1e-6, 4e-6]},
         "cpu_contended": {"at": [1, 4], "seconds": [2e-6, 8e-6]},
         "gpu": {"at": [1, 4], "seconds": [1e-7, 4e-7]},
-        "gpu_contended": {"at": [1, 4], "seconds": [1e-7, 4e-7]},
         "copy": {"at": [100, 200], "seconds": [1e-7, 2e-7]},
         "copy_contended": {"at": [100, 200], "seconds": [5e-8, 4e-7]},
         "copy_alone": {"at": [100], "seconds": [1e-7]},
         "dense": {"decode": rows, "prefill": prompt},
         "outside": {"decode": rows, "prefill": prompt},
         "overheads": {"readback": 1e-5, "planning": 2e-5},
-        "parts": {"late_launch": -1e-6},
+        "contention": {"gpu_beside_copy": 1.5},
+        "parts": {"both_beyond_model": -1e-6},
         "quality": {"drift": 0.0},
     }
     return Profile(**(fields | others))
@@ -120,8 +120,8 @@ def test_another_geometry_is_refused():
 
 
 def test_another_version_is_refused():
-    with pytest.raises(InputError, match="found version 2, expected 1"):
-        profile(version=2)
+    with pytest.raises(InputError, match="found version 3, expected 2"):
+        profile(version=3)
     with pytest.raises(InputError, match="dense has decode, expected decode and prefill"):
         profile(dense={"decode": [[1, 1, 1, 1, 0]]})
 
