@@ -75,8 +75,8 @@ def test_each_check_fails_by_itself_and_names_a_remedy(change, what):
 
 
 def test_wire():
-    """Generation 4: 1.969 GB/s a lane."""
-    assert wire(DETAILS) == pytest.approx(16 * 1.969e9)
+    """Generation 4: 16 billion transfers a second and lane, 128 of 130 bits data."""
+    assert wire(DETAILS) == pytest.approx(16 * 16e9 * 128 / 130 / 8)
     assert wire({}) is None
 
 
