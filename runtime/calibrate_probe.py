@@ -79,7 +79,6 @@ class Taken:
     copy     one copy; link: from the first one's start to the last one's end
     dispatch router done to the start of the CPU's job; launch: to that of the kernels of resident units
     glue     join to the next layer's experts being called: the planner's `end`, and threads told
-    covered  share of the CPU's job during which copies ran
     """
 
     total: float
@@ -91,7 +90,6 @@ class Taken:
     dispatch: float
     launch: float
     glue: float
-    covered: float
 
     @property
     def cycle(self) -> float:
@@ -201,7 +199,6 @@ class Probe:
             dispatch=_delay(dense, cpu),
             launch=_delay(dense, resident),
             glue=_length(dense[1:]) / max(len(dense) - 1, 1),
-            covered=_covered(cpu, link),
         )
 
     def _experts_of(self, shot: Shot) -> list[tuple[Ints, Part]]:
@@ -264,21 +261,6 @@ def _extent(copies: Floats, layers: Ints) -> float:
 def _delay(dense: Floats, jobs: Floats) -> float:
     """Seconds from the router's end to the start of a job, the mean over the layers; nan unless each has one."""
     return float((jobs[:, 0] - dense[:, 1]).mean()) if len(jobs) == len(dense) else float("nan")
-
-
-def _covered(jobs: Floats, copies: Floats) -> float:
-    """Share of the jobs during which some copy ran (one copy at a time counts)."""
-    if not len(jobs) or not len(copies):
-        return 0.0
-    merged: list[list[float]] = []
-    for start, end in copies.tolist():
-        if merged and start <= merged[-1][1]:
-            merged[-1][1] = max(merged[-1][1], end)
-        else:
-            merged.append([start, end])
-    busy = np.array(merged)
-    overlap = np.minimum(jobs[:, None, 1], busy[None, :, 1]) - np.maximum(jobs[:, None, 0], busy[None, :, 0])
-    return float(np.maximum(overlap, 0).sum() / _length(jobs))
 
 
 def _top_k(model: nn.Module) -> int:

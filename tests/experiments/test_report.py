@@ -7,7 +7,6 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
-import browser
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -53,15 +52,6 @@ def compared(toy) -> Path:
 def report(compared) -> Path:
     assert main(["report", f"results={compared}"]) == 0
     return compared / "report.html"
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    program = browser.find()
-    if program is None:
-        pytest.skip(f"no Chromium here (looked for {', '.join(browser.NAMES)})")
-    with browser.browser(program, tmp_path_factory.mktemp("profile")) as opened:
-        yield opened
 
 
 class Elements(HTMLParser):

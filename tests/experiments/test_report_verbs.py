@@ -5,7 +5,6 @@ import re
 import shutil
 from pathlib import Path
 
-import browser
 import numpy as np
 import pandas as pd
 import pytest
@@ -177,15 +176,6 @@ def test_a_folder_with_a_profile_alone(tmp_path, capsys):
 
 
 # ---- in a browser --------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    program = browser.find()
-    if program is None:
-        pytest.skip(f"no Chromium here (looked for {', '.join(browser.NAMES)})")
-    with browser.browser(program, tmp_path_factory.mktemp("profile")) as opened:
-        yield opened
 
 
 @pytest.mark.parametrize("dark", [False, True])

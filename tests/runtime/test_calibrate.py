@@ -16,7 +16,7 @@ from runtime.calibrate import Plan, Settings, calibrate  # noqa: E402
 from runtime.calibrate_forward import NullExperts, passes  # noqa: E402
 from runtime.calibrate_link import Link, sizes_around  # noqa: E402
 from runtime.calibrate_machine import check_idle, check_same_machine, machine  # noqa: E402
-from runtime.calibrate_probe import COPY, CPU, GPU, Part, Probe, _covered, rows  # noqa: E402
+from runtime.calibrate_probe import COPY, CPU, GPU, Part, Probe, rows  # noqa: E402
 from runtime.calibrate_solve import Samples, Solver, line, outliers_of, spread_of  # noqa: E402
 
 SMALL = Settings(tokens=(1, 4), batches=(1, 2), contexts=(4, 12), prefill=(4, 16), rounds=2, copies=3)
@@ -63,11 +63,6 @@ def test_too_many_experts_are_refused(probe):
 def test_a_model_of_few_experts_is_refused():
     with pytest.raises(InputError, match="found 2 experts a layer, expected 4 or more"):
         Probe(tiny("mixtral", num_experts=2, num_local_experts=2), HostArena(), 1, 1, 64)
-
-
-def test_covered():
-    """Jobs 0-2 and 4-6; copies 1-3 and 2-5 are busy from 1 to 5: 1 + 1 of 4 seconds."""
-    assert _covered(np.array([[0, 2], [4, 6]]), np.array([[1, 3], [2, 5]])) == pytest.approx(0.5)
 
 
 # ---- forward passes
