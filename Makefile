@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help compare sweep bench test test-slow test-slurm lint format clean
+.PHONY: help compare sweep bench test test-slow test-slurm lint links format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -29,18 +29,24 @@ test-slow: .venv/dev ## run the tests that take minutes
 test-slurm: .venv/dev ## test sweeps on a Slurm of one node (needs root and: apt-get install slurm-wlm munge)
 	tests/slurm/one_node.sh $(BIN)/pytest -m slurm tests/slurm $(ARGS)
 
-lint: .venv/dev ## style, formatting, types, import layers
+lint: .venv/dev links ## style, formatting, types, import layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	cd .links && $(CURDIR)/$(BIN)/lint-imports --config ../pyproject.toml
+
+# The folders as the package they are installed as: checkers and editors follow links, an editable install's map they cannot.
+links:
+	@mkdir -p .links/dali
+	@for part in dali/*.py dali/py.typed conf experiments policies runtime sim traces; do \
+	  ln -sfn "$(CURDIR)/$$part" ".links/dali/$$(basename $$part)"; done
 
 format: .venv/dev ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean: ## remove the environment, caches and results
-	rm -rf .venv build dist *.egg-info outputs .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .links build dist *.egg-info outputs .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One environment: the base packages, which `dev` extends.

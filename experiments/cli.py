@@ -6,31 +6,54 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from experiments.build import configuration, listing
-from policies.jit import CACHE_FOLDER
-from policies.types import InputError
+from dali.experiments.settings.compose import configuration, listing
+from dali.policies.core.jit import CACHE_FOLDER
+from dali.policies.types import InputError
 
 VERBS = {
-    "compare": ("experiments.compare", "compare policies on one trace, model and machine, in simulated time"),
-    "replay": ("experiments.replay", "hits of one cache policy on a trace, without a clock"),
+    "compare": (
+        "dali.experiments.verbs.compare.verb",
+        "compare policies on one trace, model and machine, in simulated time",
+    ),
+    "replay": ("dali.experiments.verbs.replay", "hits of one cache policy on a trace, without a clock"),
     "import": (
-        "experiments.importing",
+        "dali.experiments.verbs.importing",
         "turn a recording in another format into a trace file; statistics of any trace",
     ),
-    "predict": ("experiments.predict", "recall of the predictors recorded in a trace, and of simple ones"),
-    "gap": ("experiments.gap", "how far every policy is from the optimum, and what each idea could still buy"),
-    "record": ("experiments.record", "run an MoE model of transformers and write its routing as a trace file"),
-    "run": ("experiments.run", "run a model with its experts in host memory, under the same policies, and time it"),
-    "train_tiny": (
-        "experiments.train_tiny",
-        "train the small model that comes with the project",
+    "predict": (
+        "dali.experiments.verbs.predict.verb",
+        "recall of the predictors recorded in a trace, and of simple ones",
     ),
-    "report": ("experiments.report", "one self-contained HTML page from a results folder"),
-    "sweep": ("experiments.sweep", "a named experiment over a grid of settings, here or on a cluster; resumes"),
-    "calibrate": ("experiments.calibrate", "measure this machine for one model; writes a file of conf/platform"),
-    "validate": ("experiments.validate", "run policies, simulate them with a calibrated profile, report the error"),
-    "doctor": ("experiments.doctor", "one page on this machine: what it has, what it reaches, what is wrong"),
-    "bench": ("experiments.bench", "measure the speed of simulator, planner and replay"),
+    "gap": (
+        "dali.experiments.verbs.gap.verb",
+        "how far every policy is from the optimum, and what each idea could still buy",
+    ),
+    "record": (
+        "dali.experiments.verbs.record.verb",
+        "run an MoE model of transformers and write its routing as a trace file",
+    ),
+    "run": (
+        "dali.experiments.verbs.run.verb",
+        "run a model with its experts in host memory, under the same policies, and time it",
+    ),
+    "report": ("dali.experiments.verbs.report", "one self-contained HTML page from a results folder"),
+    "sweep": (
+        "dali.experiments.verbs.sweep.verb",
+        "a named experiment over a grid of settings, here or on a cluster; resumes",
+    ),
+    "calibrate": (
+        "dali.experiments.verbs.calibrate.verb",
+        "measure this machine for one model; writes a file of conf/platform",
+    ),
+    "validate": (
+        "dali.experiments.verbs.validate.verb",
+        "run policies, simulate them with a calibrated profile, report the error",
+    ),
+    "doctor": (
+        "dali.experiments.verbs.doctor.verb",
+        "one page on this machine: what it has, what it reaches, what is wrong",
+    ),
+    "bench": ("dali.experiments.verbs.bench.verb", "measure the speed of simulator, planner and replay"),
 }
 HELP = {"-h", "--help"}
 

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from policies.cost import CostModel
-    from policies.jit import Packed
-    from policies.state import State
+    from dali.policies.core.packing import Packed
+    from dali.policies.core.state import State
+    from dali.policies.costs.model import CostModel
+
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -237,7 +238,7 @@ class PrefetchPolicy(Protocol):
 
 @runtime_checkable
 class CachePolicy(Protocol):
-    """Decides what stays on the GPU.  `policies.cache.Cache` is the base class that owns the loops."""
+    """Decides what stays on the GPU.  `policies.cache.base.Cache` is the base class that owns the loops."""
 
     scope: str
 

@@ -11,11 +11,11 @@ __all__ = ["ForcedRouting", "offload"]
 def __getattr__(name: str) -> Any:
     """`offload` and `ForcedRouting`, imported on first use."""
     if name == "offload":
-        from runtime.offloading import offload
+        from dali.runtime.execute.offload import offload
 
         return offload
     if name == "ForcedRouting":
-        from runtime.layer_steps import ForcedRouting
+        from dali.runtime.execute.layer_steps import ForcedRouting
 
         return ForcedRouting
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -52,10 +52,11 @@ from itertools import groupby
 
 import numpy as np
 
-from policies.cost import CostModel
-from policies.types import Floats, InputError
-from sim.relaxation import Prices, Relaxation
-from traces.workload import Step, Workload
+from dali.policies.costs.model import CostModel
+from dali.policies.types import Floats, InputError
+from dali.sim.relaxation import Prices, Relaxation
+from dali.traces.step import Step
+from dali.traces.workload import Workload
 
 START = (0.6, 0.2, 0.2)  # where the ascent begins: prices of CPU, GPU and link,
 START_SLOT = 0.2  # of a slot for a step over that of a copy,

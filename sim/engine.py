@@ -22,23 +22,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.cost import CostModel
-from policies.jit import pack
-from policies.planner import Planner
-from policies.state import (
-    HINT_TAIL,
-    NONE,
-    SWAP_TAIL,
-)
-from policies.types import Floats
-from sim.servers import (
+from dali.policies.columns import DENSE, LANE_GPU, METRICS
+from dali.policies.core.packing import pack
+from dali.policies.core.planner import Planner
+from dali.policies.core.state import HINT_TAIL, NONE, SWAP_TAIL
+from dali.policies.costs.model import CostModel
+from dali.policies.types import Floats
+from dali.sim.servers import (
     CONTENTION,
     GPU_BUSY,
     IN_FLIGHT,
     KIND,
     LANDS,
     LINK_BUSY,
-    METRICS,
     MOE_TIME,
     NOW,
     NUMBERS,
@@ -52,8 +48,9 @@ from sim.servers import (
     drain,
     run_layer,
 )
-from sim.timeline import DENSE, LANE_GPU, Spans
-from traces.workload import Step, Workload
+from dali.sim.timeline import Spans
+from dali.traces.step import Step
+from dali.traces.workload import Workload
 
 
 @dataclass(frozen=True)

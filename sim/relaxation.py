@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.cost import CostModel
-from policies.jit import kernel
-from policies.types import Floats, InputError
-from traces.workload import Step
+from dali.policies.core.jit import kernel
+from dali.policies.costs.model import CostModel
+from dali.policies.types import Floats, InputError
+from dali.traces.step import Step
 
 MOST_SPLITS = 512  # a layer step with at most this many ways to split its units, by kind, is solved in whole units
 Counts = NDArray[np.int64]

@@ -13,16 +13,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.assignment import AllGPU
-from policies.cache import Cache
-from policies.cost import CostModel, Overheads
-from policies.jit import Packed, kernel
-from policies.planner import Planner, Policy
-from policies.prefetch import NoPrefetch
-from policies.state import N_ACTIVE, NONE, OUT_KEY, RESIDENT, unpack
-from policies.transitions import computed, landed, next_copy
-from policies.types import Bools, Capacity, Ints, Shape
-from traces.workload import Workload
+from dali.policies.assign.fixed import AllGPU
+from dali.policies.cache.base import Cache
+from dali.policies.columns import DECODE
+from dali.policies.core.jit import kernel
+from dali.policies.core.packing import Packed
+from dali.policies.core.planner import Planner, Policy
+from dali.policies.core.state import N_ACTIVE, NONE, OUT_KEY, RESIDENT, unpack
+from dali.policies.core.transitions import computed, landed, next_copy
+from dali.policies.costs.model import CostModel, Overheads
+from dali.policies.prefetch.simple import NoPrefetch
+from dali.policies.types import Bools, Capacity, Ints, Shape
+from dali.traces.workload import Workload
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def replay(
             _swap_at_once(raw, layer)
             ends[event] = row
             event += 1
-        phases.append(step.phase == "decode")
+        phases.append(step.phase == DECODE)
         if progress is not None:
             progress(step.index)
     lengths = np.diff(ends, prepend=0)

@@ -10,11 +10,24 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.jit import Packed, array_at, kernel
-from policies.state import HITS, IN_STAGING, LATE, N_ACTIVE, N_CPU, N_GPU, N_TO_COPY, NONE, OUT_KEY, RESIDENT, unpack
-from policies.transitions import computed, landed, next_copy
-from policies.types import Floats, Ints
-from sim.timeline import LANE_CPU, LANE_GPU, LANE_LINK
+from dali.policies.columns import LANE_CPU, LANE_GPU, LANE_LINK, METRICS
+from dali.policies.core.jit import kernel
+from dali.policies.core.packing import Packed, array_at
+from dali.policies.core.state import (
+    HITS,
+    IN_STAGING,
+    LATE,
+    N_ACTIVE,
+    N_CPU,
+    N_GPU,
+    N_TO_COPY,
+    NONE,
+    OUT_KEY,
+    RESIDENT,
+    unpack,
+)
+from dali.policies.core.transitions import computed, landed, next_copy
+from dali.policies.types import Floats, Ints
 
 NEVER = np.inf
 
@@ -22,7 +35,7 @@ NEVER = np.inf
 LINK_FREE, LANDS, NOW, GPU_FREE, CPU_FREE, CPU_BUSY_UNTIL, TIMES = range(7)
 IN_FLIGHT, KIND, SPAN_COUNT, RECORDING, STEP, GPU_NEXT, CPU_NEXT, REPORTED, GPU_READY, CPU_WAITS, NUMBERS = range(11)
 
-# What `Servers.overhead` and `Servers.contention` hold, by position: fields of `policies.cost`.
+# What `Servers.overhead` and `Servers.contention` hold, by position: fields of `policies.costs.model`.
 OVERHEADS = (
     "issue_gap",
     "transfer_latency",
@@ -37,27 +50,7 @@ ISSUE_GAP, LATENCY, PER_TOKEN, MERGE, DISPATCH, CPU_LAUNCH, GPU_LAUNCH, LATE_NOT
 CONTENTION = ("gpu_beside_copy", "gpu_beside_cpu", "cpu_beside_gpu")
 GPU_BESIDE_COPY, GPU_BESIDE_CPU, CPU_BESIDE_GPU = range(len(CONTENTION))
 
-METRICS = (
-    "moe_time",  # router done to join, summed over the layers
-    "gpu_busy",
-    "cpu_busy",
-    "link_demand",
-    "link_prefetch",
-    "link_swap",
-    "bytes_demand",
-    "bytes_prefetch",
-    "bytes_swap",
-    "copies_demand",
-    "copies_prefetch",
-    "copies_swap",
-    "lookups",  # active units
-    "hits",  # resident at begin
-    "late",  # landing at begin
-    "staged",  # in a staging slot at begin: there because of a prefetch
-    "gpu_units",
-    "cpu_units",
-    "imbalance",  # |T_cpu - T_gpu| / max, summed over the layers
-)
+# Positions of `METRICS`.
 (
     MOE_TIME,
     GPU_BUSY,
@@ -113,7 +106,7 @@ class Servers(NamedTuple):
 
 @kernel
 def unpack_servers(servers: Packed) -> Servers:
-    """The servers whose arrays `policies.jit.pack` packed."""
+    """The servers whose arrays `policies.core.packing.pack` packed."""
     return Servers(
         t=array_at(servers, 0, np.float64),
         i=array_at(servers, 1, np.int64),

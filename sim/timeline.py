@@ -9,12 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from policies.types import Floats, Ints
-from traces.container import replacing
-
-LANES = ("GPU", "CPU", "demand copies", "prefetches", "swaps")
-LANE_GPU, LANE_CPU, LANE_LINK = range(3)  # LANE_LINK + CopyKind is the lane of a copy
-DENSE = -1  # unit of a span on the GPU that is a layer's dense part
+from dali.policies.columns import DENSE, LANE_LINK, LANES
+from dali.policies.types import Floats, Ints
+from dali.traces.files import replacing
 
 # Reserved colour names of the Chrome trace format.
 _HIT, _MISS, _OTHER = "good", "terrible", "generic_work"

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from traces.metadata import Metadata
-from traces.trace import Trace, id_type
+from dali.traces.expert_ids import id_type
+from dali.traces.metadata import Metadata
+from dali.traces.trace import Trace
 
 # Read when torch is imported.  The models of the tests are tiny: threads that wait for each other only cost
 # time, and on a busy machine a great deal of it.

@@ -9,8 +9,8 @@ import pytest
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 
-import conf
-from policies.roofline import ModelShape, Platform, roofline
+from dali import conf
+from dali.policies.costs.roofline import ModelShape, Platform, roofline
 
 CONF = Path(conf.__file__).parent
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
@@ -30,7 +30,7 @@ PUBLISHED = {
 
 
 def option(group: str, name: str) -> Any:
-    with initialize_config_module("conf", version_base="1.3"):
+    with initialize_config_module("dali.conf", version_base="1.3"):
         return instantiate(compose(overrides=[f"+{group}={name}"])[group])
 
 

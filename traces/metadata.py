@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import asdict, dataclass, fields
 
-from policies.types import InputError
+from dali.policies.types import InputError
 
 VERSION = "1"
 _NUMBERS = ("layers", "experts", "top_k", "seed")

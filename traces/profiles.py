@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import isfinite
 
-from policies.types import InputError
+from dali.policies.types import InputError
 
 
 @dataclass(frozen=True)
-class Profile:
+class RoutingProfile:
     """How a model routes, as `traces.synthetic.generate` imitates it.
 
     A token sends itself to the `top_k` experts of highest logit.  A logit is the expert's popularity plus
@@ -88,10 +88,10 @@ def _falling(recall: float, layers_ahead: int = 3) -> tuple[float, ...]:
     return tuple(round(recall * KEPT_PER_LAYER**h, 3) for h in range(layers_ahead))
 
 
-# Fitted with `traces.fit.fit` and rounded.  Targets, and what the profiles reach: tests/traces/test_synthetic.py.
+# Fitted with `traces.fit_profiles.fit` and rounded.  Targets, and what is reached: tests/traces/test_synthetic.py.
 # Sharpness follows the recorded weights of Qwen3-30B-A3B (the best of six is 2.6 times the last); for the others it is
 # an estimate, like all of the recalls two and three layers ahead.
-MIXTRAL_8X7B = Profile(
+MIXTRAL_8X7B = RoutingProfile(
     name="mixtral_8x7b",
     layers=32,
     experts=8,
@@ -108,7 +108,7 @@ MIXTRAL_8X7B = Profile(
     residual_recall=_falling(0.888),
     gate_recall=_falling(0.776),
 )
-DEEPSEEK_V2_LITE = Profile(
+DEEPSEEK_V2_LITE = RoutingProfile(
     name="deepseek_v2_lite",
     layers=26,
     experts=64,
@@ -124,7 +124,7 @@ DEEPSEEK_V2_LITE = Profile(
     residual_recall=_falling(0.795),  # DALI, average of four tasks, and so below
     gate_recall=_falling(0.726),
 )
-QWEN3_30B_A3B = Profile(
+QWEN3_30B_A3B = RoutingProfile(
     name="qwen3_30b_a3b",
     layers=48,
     experts=128,

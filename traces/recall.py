@@ -26,18 +26,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.jit import kernel
-from policies.types import Floats, InputError
-from traces.counting import Rows, count
-from traces.trace import Ids, Trace, id_type
+from dali.policies.columns import DECODE, PHASES
+from dali.policies.core.jit import kernel
+from dali.policies.types import Floats, InputError
+from dali.traces.expert_ids import Ids, id_type
+from dali.traces.sources import Rows, count
+from dali.traces.trace import Trace
 
-PHASES = ("decode", "prefill")
 FEW_GROUPS = 8
 BLOCK = 16
 
 
 @dataclass(frozen=True)
-class Group:
+class SequenceGroup:
     """Sequences that run together: step s has tokens first[s, b] to last[s, b] - 1 of sequence b; int64 [steps, B]."""
 
     sequences: list[int]
@@ -91,7 +92,7 @@ def interval(replicates: Floats, confidence: float = 0.95) -> tuple[Floats, Floa
 # ---- which tokens ----------------------------------------------------------------------------------
 
 
-def groups(trace: Trace, batch: int, phase: str) -> list[Group]:
+def groups(trace: Trace, batch: int, phase: str) -> list[SequenceGroup]:
     """Batches of `batch` sequences that follow each other in the trace; what is left over at its end is not used.
 
     phase  "decode": step s is the s-th generated token of every sequence, up to the shortest of the batch
@@ -101,17 +102,17 @@ def groups(trace: Trace, batch: int, phase: str) -> list[Group]:
     if phase not in PHASES:
         raise InputError(f"phase: found {phase!r}, expected {' or '.join(PHASES)}")
     starts, prompts = trace.starts[:-1], trace.prompt_length.astype(np.int64)
-    low = starts + (np.maximum(prompts, 1) if phase == "decode" else 1)
-    high = trace.starts[1:] if phase == "decode" else starts + prompts
+    low = starts + (np.maximum(prompts, 1) if phase == DECODE else 1)
+    high = trace.starts[1:] if phase == DECODE else starts + prompts
     usable = np.flatnonzero(high > low)
     found = []
     for at in range(0, usable.size - batch + 1, batch):
         chosen = usable[at : at + batch]
         first, last = low[chosen][None], high[chosen][None]
-        if phase == "decode":
+        if phase == DECODE:
             first = first + np.arange(int((last - first).min()))[:, None]
             last = first + 1
-        found.append(Group(chosen.tolist(), first, last))
+        found.append(SequenceGroup(chosen.tolist(), first, last))
     return found
 
 
@@ -123,7 +124,7 @@ def previous(trace: Trace) -> Ids:
     return np.roll(trace.experts, 1, axis=0)
 
 
-def popularity_scores(trace: Trace, batches: Sequence[Group], phase: str) -> tuple[Floats, bool] | None:
+def popularity_scores(trace: Trace, batches: Sequence[SequenceGroup], phase: str) -> tuple[Floats, bool] | None:
     """How often each unit is used outside of each group: float64 [G, L, E], and whether that is what was counted.
 
     A group that is the whole trace has nothing outside: then the counts of all groups are those of their own
@@ -132,7 +133,7 @@ def popularity_scores(trace: Trace, batches: Sequence[Group], phase: str) -> tup
     """
     counts = np.zeros((trace.sequences, trace.layers, trace.experts_count), np.int32)
     outside = all(len(group.sequences) < trace.sequences for group in batches)
-    if not outside and (phase != "decode" or not trace.prompt_length.any()):
+    if not outside and (phase != DECODE or not trace.prompt_length.any()):
         return None
     starts = trace.starts
     lengths = np.diff(starts) if outside else trace.prompt_length
@@ -142,7 +143,7 @@ def popularity_scores(trace: Trace, batches: Sequence[Group], phase: str) -> tup
     return (counts.sum(axis=0) - inside if outside else inside), outside
 
 
-def most_popular(trace: Trace, batches: Sequence[Group], scores: Floats) -> Ids:
+def most_popular(trace: Trace, batches: Sequence[SequenceGroup], scores: Floats) -> Ids:
     """The K units of highest score > 0 for every token of each group, [T, L, K]; ties go to the lower id."""
     none = np.iinfo(id_type(trace.experts_count)).max
     guess: Ids = np.full(trace.experts.shape, none, id_type(trace.experts_count))
@@ -157,7 +158,7 @@ def most_popular(trace: Trace, batches: Sequence[Group], scores: Floats) -> Ids:
 # ---- recall ------------------------------------------------------------------------------------------
 
 
-def token_tally(trace: Trace, batches: Sequence[Group], guess: Ids | None) -> Tally:
+def token_tally(trace: Trace, batches: Sequence[SequenceGroup], guess: Ids | None) -> Tally:
     """Recall of each token's experts; clusters are sequences.
 
     guess  [T, L, K]; None = K different ids drawn evenly, for which hits are the expected K / E of the places
@@ -173,7 +174,11 @@ def token_tally(trace: Trace, batches: Sequence[Group], guess: Ids | None) -> Ta
 
 
 def workload_tallies(
-    trace: Trace, batches: Sequence[Group], sizes: Sequence[int], guess: Ids | None = None, scores: Floats | None = None
+    trace: Trace,
+    batches: Sequence[SequenceGroup],
+    sizes: Sequence[int],
+    guess: Ids | None = None,
+    scores: Floats | None = None,
 ) -> dict[int, Tally]:
     """Recall of the top n by workload (module docstring) for each n of `sizes`.
 

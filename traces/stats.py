@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.jit import kernel
-from policies.types import Floats, InputError
-from traces.counting import Rows
-from traces.trace import Ids, Trace
-from traces.workload import popularity
+from dali.policies.core.jit import kernel
+from dali.policies.types import Floats, InputError
+from dali.traces.expert_ids import Ids
+from dali.traces.sources import Rows
+from dali.traces.trace import Trace
+from dali.traces.workload import popularity
 
 LRU_SHARES = (0.125, 0.25, 0.5)
 TOP_SHARE = 0.22

@@ -18,11 +18,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.jit import kernel
-from policies.types import InputError
-from traces.metadata import Metadata
-from traces.profiles import PROFILES, Profile
-from traces.trace import Ids, Trace, id_type, none_id, predictor_name
+from dali.policies.core.jit import kernel
+from dali.policies.types import InputError
+from dali.traces.expert_ids import Ids, id_type, none_id, predictor_name
+from dali.traces.metadata import Metadata
+from dali.traces.profiles import PROFILES, RoutingProfile
+from dali.traces.trace import Trace
 
 Singles = NDArray[np.float32]
 
@@ -59,13 +60,13 @@ def generate_resized(
     return generate(resized, sequences, prompt, length, seed)
 
 
-def _profile(name: str) -> Profile:
+def _profile(name: str) -> RoutingProfile:
     if name not in PROFILES:
         raise InputError(f"trace profile: found {name!r}, expected one of {', '.join(sorted(PROFILES))}")
     return PROFILES[name]
 
 
-def generate(profile: Profile, sequences: int, prompt: int, length: int, seed: int) -> Trace:
+def generate(profile: RoutingProfile, sequences: int, prompt: int, length: int, seed: int) -> Trace:
     """Trace of `sequences` sequences, each of `prompt` prompt tokens and then `length` generated ones.
 
     A token's experts come in order of falling router weight, and its weights sum to 1.  A token depends on
@@ -98,7 +99,7 @@ def generate(profile: Profile, sequences: int, prompt: int, length: int, seed: i
     )
 
 
-def _metadata(profile: Profile, seed: int) -> Metadata:
+def _metadata(profile: RoutingProfile, seed: int) -> Metadata:
     return Metadata(
         model=profile.name,
         layers=profile.layers,
@@ -112,7 +113,11 @@ def _metadata(profile: Profile, seed: int) -> Metadata:
 
 
 def _route(
-    profile: Profile, stream: tuple[int, int], experts: Ids, weights: NDArray[np.float16], predicted: dict[str, Ids]
+    profile: RoutingProfile,
+    stream: tuple[int, int],
+    experts: Ids,
+    weights: NDArray[np.float16],
+    predicted: dict[str, Ids],
 ) -> None:
     """Fill the rows of one sequence, a block at a time so that memory does not grow with its length."""
     model, shape = model_of(profile), (profile.layers, profile.experts)
@@ -135,7 +140,7 @@ def _route(
 
 
 @lru_cache(maxsize=8)
-def model_of(profile: Profile) -> Model:
+def model_of(profile: RoutingProfile) -> Model:
     """The profile's model.  Popularity has mean 0 and the deviation that `skew` asks for in every layer."""
     rng = np.random.default_rng(profile.model_seed)
     popularity, bias = rng.standard_normal((2, profile.layers, profile.experts))
@@ -144,7 +149,7 @@ def model_of(profile: Profile) -> Model:
     return Model(popularity.astype(np.float32), bias.astype(np.float32))
 
 
-def _logits(profile: Profile, base: Singles, drift: Singles, fast: Singles, noise: Singles) -> Singles:
+def _logits(profile: RoutingProfile, base: Singles, drift: Singles, fast: Singles, noise: Singles) -> Singles:
     """float32 [T, L, E] of the next T tokens from noise [T, 2, L, E]; moves the states `drift` and `fast` on."""
     kept = np.exp(-1 / profile.drift_memory), profile.persistence
     share = profile.drift, max(0.0, 1 - profile.topic - profile.drift)
@@ -228,7 +233,7 @@ def _disturb(logits: Singles, error: Singles, bias: Singles, disturbance: Distur
 
 
 @lru_cache(maxsize=8)
-def disturbances(profile: Profile) -> Mapping[str, Disturbance]:
+def disturbances(profile: RoutingProfile) -> Mapping[str, Disturbance]:
     """How far each predictor is off, by its name in `Trace.predicted`, solved for the profile's recalls.
 
     DALI (residual-based prefetching) applies the next layer's gate to this layer's input plus a constant

@@ -7,7 +7,6 @@ its header.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,26 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.jit import kernel
-from policies.types import InputError, Ints
-from traces import container
-from traces.metadata import Metadata, from_strings
+from dali.policies.core.jit import kernel
+from dali.policies.types import InputError, Ints
+from dali.traces import tensor_file
+from dali.traces.expert_ids import BY_SOURCE, Ids, none_id, predictor_name, sources_of, split_name
+from dali.traces.metadata import Metadata, from_strings
+from dali.traces.trace_checks import CHUNK, check_array, check_cosine, check_ids, check_weights
 
 FORMAT = "dali-trace"
-Ids = NDArray[np.uint8 | np.uint16]
-_CHUNK = 1024
-_BY_SOURCE = ("predicted", "cosine")
-_COSINE_MAX = 1.001  # what rounding may add
-
-
-def none_id(ids: Ids) -> int:
-    """The id that stands for "no expert" in an array of ids: the highest value of its type."""
-    return int(np.iinfo(ids.dtype).max)
-
-
-def id_type(experts: int) -> type[np.uint8 | np.uint16]:
-    """Smallest type that holds `experts` ids and the none id."""
-    return np.uint8 if experts <= np.iinfo(np.uint8).max else np.uint16
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,31 +64,31 @@ class Trace:
                 self._set(name, np.ascontiguousarray(array))
         _check_shapes(self)
         _check_tokens(self)
-        _check_ids("experts", self.experts, self.metadata.experts, 0)
+        check_ids("experts", self.experts, self.metadata.experts, 0)
         for name, ids in self.predicted.items():
-            _check_ids(f"predicted.{name}", ids, self.metadata.experts, _split(name)[1])
+            check_ids(f"predicted.{name}", ids, self.metadata.experts, split_name(name)[1])
         for name, cosine in self.cosine.items():
-            _check_array(f"cosine.{name}", cosine, (self.sequences, self.layers), ("float32",))
-            _check_cosine(f"cosine.{name}", cosine, _split(name, "cosine")[1])
+            check_array(f"cosine.{name}", cosine, (self.sequences, self.layers), ("float32",))
+            check_cosine(f"cosine.{name}", cosine, split_name(name, "cosine")[1])
         if self.weights is not None:
-            _check_weights(self.weights)
+            check_weights(self.weights)
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
         """Map a trace file; tokens are read from disk as they are used."""
-        arrays, strings = container.read(path, FORMAT)
+        arrays, strings = tensor_file.read(path, FORMAT)
         try:
             return cls._from_arrays(arrays, from_strings(strings))
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
 
     @classmethod
-    def _from_arrays(cls, arrays: container.Arrays, metadata: Metadata) -> Trace:
+    def _from_arrays(cls, arrays: tensor_file.Arrays, metadata: Metadata) -> Trace:
         values: dict[str, Any] = {
             kind: {
                 name.removeprefix(f"{kind}."): arrays.pop(name) for name in list(arrays) if name.startswith(f"{kind}.")
             }
-            for kind in _BY_SOURCE
+            for kind in BY_SOURCE
         }
         needed = {"experts", "sequence", "position", "prompt_length"}
         optional = {"weights", "router_input", "router_weight"}
@@ -111,12 +98,12 @@ class Trace:
 
     def save(self, path: str | Path) -> None:
         """Write the trace; an existing file is replaced once the new one is whole."""
-        container.write(path, self._arrays(), self.metadata.to_strings(FORMAT))
+        tensor_file.write(path, self._arrays(), self.metadata.to_strings(FORMAT))
 
-    def _arrays(self) -> container.Arrays:
+    def _arrays(self) -> tensor_file.Arrays:
         names = ("experts", "sequence", "position", "prompt_length", "weights", "router_input", "router_weight")
         arrays = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        return arrays | {f"{kind}.{name}": a for kind in _BY_SOURCE for name, a in getattr(self, kind).items()}
+        return arrays | {f"{kind}.{name}": a for kind in BY_SOURCE for name, a in getattr(self, kind).items()}
 
     def _set(self, name: str, array: NDArray[Any]) -> None:
         kind, dot, source = name.partition(".")
@@ -158,7 +145,7 @@ class Trace:
     @property
     def sources(self) -> dict[str, int]:
         """Predictor sources recorded, and how many layers ahead each goes."""
-        return _sources(self.predicted)
+        return sources_of(self.predicted)
 
     def rows(self, sequence: int) -> slice:
         """Tokens of one sequence, as a slice of the first axis of the arrays."""
@@ -189,33 +176,10 @@ class Trace:
             raise InputError(f"predictor {source}: found {len(recalls)} recalls for {ahead} layers ahead")
         if not all(0 <= share <= 1 for share in recalls):
             raise InputError(f"predictor {source}: found recall {recall}, expected shares between 0 and 1")
-        others = {name: ids for name, ids in self.predicted.items() if _split(name)[0] != source}
+        others = {name: ids for name, ids in self.predicted.items() if split_name(name)[0] != source}
         made = {predictor_name(source, h): _emulate(self, recalls[h - 1], rng, h) for h in range(1, ahead + 1)}
-        cosine = {name: values for name, values in self.cosine.items() if _split(name)[0] != source}
+        cosine = {name: values for name, values in self.cosine.items() if split_name(name)[0] != source}
         return replace(self, predicted=others | made, cosine=cosine)
-
-
-def predictor_name(source: str, ahead: int) -> str:
-    """Key of `Trace.predicted` for a source and a distance."""
-    return source if ahead == 1 else f"{source}.{ahead}"
-
-
-def _split(name: str, kind: str = "predicted") -> tuple[str, int]:
-    match = re.fullmatch(r"([A-Za-z][A-Za-z0-9_-]*)(?:\.([2-9]|[1-9]\d))?", name, re.ASCII)
-    if match is None or match[1] == "oracle":
-        raise InputError(f"{kind}.{name}: expected a source other than oracle, optionally .h for h >= 2 layers ahead")
-    return match[1], int(match[2] or 1)
-
-
-def _sources(names: Sequence[str] | dict[str, Ids]) -> dict[str, int]:
-    distances: dict[str, list[int]] = {}
-    for name in names:
-        source, ahead = _split(name)
-        distances.setdefault(source, []).append(ahead)
-    for source, found in distances.items():
-        if sorted(found) != list(range(1, len(found) + 1)):
-            raise InputError(f"predicted.{source}: found layers ahead {sorted(found)}, expected 1 to the largest")
-    return {source: len(found) for source, found in sorted(distances.items())}
 
 
 def _check_shapes(trace: Trace) -> None:
@@ -234,18 +198,12 @@ def _check_shapes(trace: Trace) -> None:
     arrays = trace._arrays()
     for name, (shape, types) in expected.items():
         if name in arrays:
-            _check_array(name, arrays[name], shape, types)
-    _check_array("prompt_length", trace.prompt_length, (trace.prompt_length.size,), ("int32",))
+            check_array(name, arrays[name], shape, types)
+    check_array("prompt_length", trace.prompt_length, (trace.prompt_length.size,), ("int32",))
     if experts > none_id(trace.experts):
         raise InputError(f"experts: type {trace.experts.dtype} cannot hold {experts} ids and none, expected uint16")
-    _sources(trace.predicted)
+    sources_of(trace.predicted)
     _check_router(trace)
-
-
-def _check_array(name: str, array: NDArray[Any], shape: tuple[int, ...], types: tuple[str, ...]) -> None:
-    if array.shape != shape or array.dtype.name not in types:
-        wanted = " or ".join(types)
-        raise InputError(f"{name}: found {array.dtype} {list(array.shape)}, expected {wanted} {list(shape)}")
 
 
 def _check_router(trace: Trace) -> None:
@@ -253,9 +211,9 @@ def _check_router(trace: Trace) -> None:
         raise InputError("router_input and router_weight: found one without the other")
     if trace.router_input is not None and trace.router_weight is not None:
         hidden = trace.router_input.shape[-1]
-        _check_array("router_input", trace.router_input, (trace.tokens, trace.layers, hidden), ("float16",))
+        check_array("router_input", trace.router_input, (trace.tokens, trace.layers, hidden), ("float16",))
         shape = (trace.layers, trace.experts_count, hidden)
-        _check_array("router_weight", trace.router_weight, shape, ("float16", "float32"))
+        check_array("router_weight", trace.router_weight, shape, ("float16", "float32"))
 
 
 def _check_tokens(trace: Trace) -> None:
@@ -280,72 +238,12 @@ def _check_tokens(trace: Trace) -> None:
         )
 
 
-def _check_ids(name: str, ids: Ids, experts: int, first_layer: int) -> None:
-    token, layer, slot, problem = _first_bad_id(ids, experts, none_id(ids), first_layer)
-    if problem == 0:
-        return
-    found = f"{name}: found id {ids[token, layer, slot]} at token {token}, layer {layer}, slot {slot}"
-    none = none_id(ids)
-    if problem == 1:
-        raise InputError(f"{found}, expected below {experts} (or {none} for none)")
-    if problem == 2:
-        raise InputError(f"{found} a second time, expected the ids of a token to differ")
-    raise InputError(f"{found}, expected {none} (none) below layer {first_layer}")
-
-
-@kernel
-def _first_bad_id(ids: Ids, experts: int, none: int, first_layer: int) -> tuple[int, int, int, int]:
-    """(token, layer, slot, problem) of the first wrong id; problem 1 range, 2 duplicate, 3 layer, 0 all right."""
-    tokens, layers, slots = ids.shape
-    for t in range(tokens):
-        for layer in range(layers):
-            for k in range(slots):
-                expert = ids[t, layer, k]
-                if expert == none:
-                    continue
-                if expert >= experts:
-                    return t, layer, k, 1
-                if layer < first_layer:
-                    return t, layer, k, 3
-                for other in range(k):
-                    if ids[t, layer, other] == expert:
-                        return t, layer, k, 2
-    return 0, 0, 0, 0
-
-
-def _check_weights(weights: NDArray[np.float16]) -> None:
-    where = _first_bad_weight(weights.view(np.uint16).reshape(-1))
-    if where >= 0:
-        token, layer, slot = (int(i) for i in np.unravel_index(where, weights.shape))
-        raise InputError(
-            f"weights: found {weights[token, layer, slot]} at token {token}, layer {layer}, slot {slot}, "
-            "expected finite and not negative"
-        )
-
-
-@kernel
-def _first_bad_weight(bits: NDArray[np.uint16]) -> int:
-    """Index of the first half-precision number that is not finite or below zero, -1 if none (read as bits)."""
-    for i in range(bits.size):
-        if (bits[i] & 0x7C00) == 0x7C00 or bits[i] > 0x8000:
-            return i
-    return -1
-
-
-def _check_cosine(name: str, cosine: NDArray[np.float32], first_layer: int) -> None:
-    if not np.isnan(cosine[:, :first_layer]).all():
-        raise InputError(f"{name}: found a number below layer {first_layer}, expected NaN there")
-    values = cosine[:, first_layer:]
-    if not (np.abs(values) < _COSINE_MAX).all():
-        raise InputError(f"{name}: found one that is not between -1 and 1")
-
-
 def _emulate(trace: Trace, recall: float, rng: np.random.Generator, ahead: int) -> Ids:
     guess: Ids = np.full_like(trace.experts, none_id(trace.experts))
-    for start in range(0, trace.tokens, _CHUNK):
-        true = trace.experts[start : start + _CHUNK, ahead:]
+    for start in range(0, trace.tokens, CHUNK):
+        true = trace.experts[start : start + CHUNK, ahead:]
         draws = rng.random((*true.shape, 2))
-        _replace_ids(true, guess[start : start + _CHUNK, ahead:], draws, recall, trace.experts_count)
+        _replace_ids(true, guess[start : start + CHUNK, ahead:], draws, recall, trace.experts_count)
     return guess
 
 

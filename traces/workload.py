@@ -4,64 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.types import Floats, InputError, Ints, LayerStep
-from traces import container
-from traces.counting import CountSource, Rows, Scores, Source, TokenSource, count, next_uses, step_forward
-from traces.metadata import Metadata, from_strings
-from traces.trace import FORMAT as TRACE_FORMAT
-from traces.trace import Trace
+from dali.policies.types import Floats, InputError, Ints
+from dali.traces import tensor_file
+from dali.traces.metadata import Metadata, from_strings
+from dali.traces.sources import CountSource, Rows, Source, TokenSource, count, next_uses, step_forward
+from dali.traces.step import Number, Step
+from dali.traces.trace import FORMAT as TRACE_FORMAT
+from dali.traces.trace import Trace
 
 FORMAT = "dali-workload"
-Number = TypeVar("Number", np.int32, np.float32)
-
-
-@dataclass(slots=True)
-class Step:
-    """One forward pass of the batch.  L layers, U units, H layers ahead.
-
-    phase          "prefill" or "decode"
-    tokens         tokens of the whole batch; `sequences` of them run together
-    context        mean number of positions that a token attends to, itself included
-    workload       int32 [L, U]
-    predicted      int32 [L, H, U], row (l, h) = workload predicted for layer l + 1 + h from layer l; zero
-                   beyond the last layer
-    router_scores  float32 [L, U], router weight of each unit averaged over the tokens
-    next_use       int32 [L, U], next step in which that layer uses each unit, `policies.types.NEVER` if none
-    order, active  int32 [L, U] and [L]: the first active[l] entries of order[l] are the active units by
-                   first or last appearance (tokens in batch order, slots in order)
-    """
-
-    index: int
-    phase: str
-    tokens: int
-    sequences: int
-    context: float
-    workload: Ints
-    predicted: Ints | None = None
-    router_scores: Scores | None = None
-    next_use: Ints | None = None
-    order: Ints | None = None
-    active: Ints | None = None
-
-    def layer_step(self, layer: int) -> LayerStep:
-        """What the planner is told of one layer of this step; its arrays are views of this step's."""
-        return LayerStep(
-            self.index,
-            layer,
-            self.tokens,
-            self.workload[layer],
-            None if self.predicted is None else self.predicted[layer],
-            None if self.router_scores is None else self.router_scores[layer],
-            None if self.next_use is None else self.next_use[layer],
-            None if self.order is None or self.active is None else self.order[layer, : self.active[layer]],
-        )
 
 
 class Workload:
@@ -159,7 +116,7 @@ class Workload:
     @classmethod
     def load(cls, path: str | Path, slices: int = 1) -> Workload:
         """Map a file that `save` wrote."""
-        arrays, strings = container.read(path, FORMAT)
+        arrays, strings = tensor_file.read(path, FORMAT)
         if arrays.keys() != {"counts", "tokens", "sequences"}:
             raise InputError(f"{path}: found arrays {sorted(arrays)}, expected counts, sequences, tokens")
         try:
@@ -177,7 +134,7 @@ class Workload:
         if not isinstance(self._source, CountSource):
             raise InputError(f"{path}: a workload batched from a trace has no file, save its trace")
         arrays = {name: getattr(self._source, name) for name in ("counts", "tokens", "sequences")}
-        container.write(path, arrays, self.metadata.to_strings(FORMAT))
+        tensor_file.write(path, arrays, self.metadata.to_strings(FORMAT))
 
     @property
     def step_sizes(self) -> dict[int, int]:
@@ -275,7 +232,7 @@ class Workload:
 
 def load_any(path: str | Path) -> Trace | Workload:
     """A `Trace` or a `Workload`, whichever the file holds."""
-    found = container.read_header(path).get("format")
+    found = tensor_file.read_header(path).get("format")
     if found == TRACE_FORMAT:
         return Trace.load(path)
     if found == FORMAT:

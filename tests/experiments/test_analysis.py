@@ -3,8 +3,11 @@
 import pandas as pd
 import pytest
 
-from experiments import analysis, build, what_if
-from experiments.analysis import sentences
+from dali.experiments.scene import read_scene
+from dali.experiments.settings.compose import configuration
+from dali.experiments.settings.objects import believed_platform
+from dali.experiments.verbs.compare import what_if
+from dali.experiments.verbs.compare.sentences import compares, sentences
 
 
 def table(rows, **more) -> pd.DataFrame:
@@ -88,16 +91,16 @@ def test_what_helps_is_said_in_order_and_only_where_it_was_simulated():
 
 
 def test_other_tables_are_no_comparison():
-    assert analysis.compares(table(TWO))
-    assert not analysis.compares(table(TWO)[:0])
-    assert not analysis.compares(table(TWO).drop(columns="link_swap"))
+    assert compares(table(TWO))
+    assert not compares(table(TWO)[:0])
+    assert not compares(table(TWO).drop(columns="link_swap"))
     # A sweep has several rows of one policy, batch and phase.
-    assert not analysis.compares(pd.concat([table(TWO).assign(cache_share=share) for share in (0.1, 0.2)]))
+    assert not compares(pd.concat([table(TWO).assign(cache_share=share) for share in (0.1, 0.2)]))
 
 
 def test_each_change_improves_one_part_and_nothing_else():
-    config = build.configuration("compare", ["trace=mixtral_8x7b", "model=mixtral_8x7b", "trace.sequences=2"])
-    scene = build.scene(config)
+    config = configuration("compare", ["trace=mixtral_8x7b", "model=mixtral_8x7b", "trace.sequences=2"])
+    scene = read_scene(config)
     now = scene.platform
     changed = what_if.changes(scene, now)
     assert set(changed) == {what_if.LINK, what_if.CORES, what_if.HOST, what_if.GPU, what_if.MEMORY}
@@ -119,12 +122,12 @@ def test_each_change_improves_one_part_and_nothing_else():
 
 def test_what_policies_believe_of_another_machine_stays():
     overrides = ["trace=mixtral_8x7b", "model=mixtral_8x7b", "trace.sequences=2", "cache_share=0.75"]
-    scene = build.scene(build.configuration("compare", overrides))
-    other = build.believed_platform("compare", overrides, "laptop_8gb")
+    scene = read_scene(configuration("compare", overrides))
+    other = believed_platform("compare", overrides, "laptop_8gb")
     changed = what_if.changes(scene, other)
     assert all(believed == other for _, believed in changed.values())
     # Three quarters doubled is all of them, and no more.
     assert what_if.MEMORY not in changed
     assert changed[what_if.ALL_ON_GPU][0].slots == scene.model.layers * scene.units
-    everything = build.scene(build.configuration("compare", [*overrides, "cache_share=1"]))
+    everything = read_scene(configuration("compare", [*overrides, "cache_share=1"]))
     assert what_if.ALL_ON_GPU not in what_if.changes(everything, everything.platform)

@@ -3,8 +3,12 @@
 import pandas as pd
 import pytest
 
-from experiments import analysis_gap, analysis_measured, analysis_predict, analysis_sweep
-from experiments.sweep_points import Experiment
+from dali.experiments.verbs.gap import sentences as analysis_gap
+from dali.experiments.verbs.predict import sentences as analysis_predict
+from dali.experiments.verbs.run import sentences as analysis_measured
+from dali.experiments.verbs.sweep import sentences as analysis_sweep
+from dali.experiments.verbs.sweep.points import Experiment
+from dali.experiments.verbs.validate.sentences import errors, validate
 
 # ---- the bound and the waterfall -----------------------------------------------------------------
 
@@ -191,13 +195,13 @@ def test_a_validation():
     ]
     results = pd.DataFrame(rows, columns=columns).assign(phase="decode", measured=1.0, simulated=1.0)
     # Means of 0.1, 0.2 and 0.3; of a 0.15.
-    assert analysis_measured.validate(results) == [
+    assert validate(results) == [
         "Decode: a simulated step is off by 20.0% (mean absolute error over 3 policies and settings, 10.0% to 30.0%), "
         "too fast in 2 of them. It is closest for a (15.0%), farthest off for b (30.0%). The largest term of the error "
         "is link in 2 and dense part in 1. Repeats of one measurement differ by 2.0% in the median."
     ]
-    assert "Repeats" not in analysis_measured.validate(results.assign(spread=0.0))[0]
-    lines = analysis_measured.errors(results).splitlines()
+    assert "Repeats" not in validate(results.assign(spread=0.0))[0]
+    lines = errors(results).splitlines()
     assert lines[-2].split("|")[1:-1] == [" a      ", " -10.0% (10.0%) ", " -20.0% (20.0%) "]
     assert lines[-1].split("|")[1:-1] == [" b      ", " +30.0% (30.0%) ", "              – "]
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from experiments import compare
-from experiments.cli import VERBS, main
+from dali.experiments.cli import VERBS, main
+from dali.experiments.verbs.compare import verb as compare
 
 
 @pytest.fixture
@@ -156,12 +156,12 @@ def test_spoilt_trace_files(here, trace_file, capsys, spoil):
     ],
 )
 def test_spoilt_values(trace_file, capsys, array, index, value, named):
-    from traces import container
+    from dali.traces import tensor_file
 
-    arrays, strings = container.read(trace_file, "dali-trace")
+    arrays, strings = tensor_file.read(trace_file, "dali-trace")
     arrays = {name: np.array(values) for name, values in arrays.items()}
     arrays[array][index] = value
-    container.write(trace_file, arrays, strings)
+    tensor_file.write(trace_file, arrays, strings)
     line = fails(capsys, "compare", f"trace={trace_file}", *TOY)
     assert "toy.safetensors" in line
     assert named in line

@@ -7,11 +7,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from experiments import build, compare
-from experiments.cli import main
-from policies.planner import Planner
-from policies.roofline import roofline
-from policies.types import Capacity
+from dali.experiments.cli import main
+from dali.experiments.scene import make_workload, read_scene, shape_of
+from dali.experiments.settings.compose import configuration
+from dali.experiments.settings.objects import make, make_policy
+from dali.experiments.verbs.compare.verb import speedups
+from dali.policies.core.planner import Planner
+from dali.policies.costs.roofline import roofline
+from dali.policies.types import Capacity
 
 TOY = ["model.layers=3", "model.experts=8", "model.top_k=2", "workload.batch=[1,3]"]
 TOY += ["workload.prompt=8", "workload.generate=6", "cache_share=0.75"]
@@ -100,14 +103,14 @@ def test_same_again(toy, folder, tmp_path):
 
 def test_every_policy_gets_the_same_memory(toy):
     overrides = [f"trace={toy}", *TOY]
-    config = build.configuration("compare", overrides)
-    scene = build.scene(config)
-    workload = build.workload(scene, config, 3)
-    shape, _ = build.shape(scene, workload)
+    config = configuration("compare", overrides)
+    scene = read_scene(config)
+    workload = make_workload(scene, config, 3)
+    shape, _ = shape_of(scene, workload)
     costs = roofline(scene.model, scene.platform, workload.max_tokens)
     assert scene.slots == 18  # 0.75 x 3 layers x 8 experts
     for entry in config.policies:
-        _, policy = build.policy("compare", overrides, entry, scene.model)
+        _, policy = make_policy("compare", overrides, entry, scene.model)
         capacity = Capacity.in_units(scene.slots - policy.staging, policy.cache.scope, shape.layers)
         assert Planner(policy, shape, capacity, costs).slots == scene.slots
 
@@ -154,7 +157,7 @@ def test_policies_may_believe_another_machine(toy, tmp_path):
 
 
 def test_number_and_table_for_people():
-    from experiments.results import number, share, table
+    from dali.experiments.output.text import number, share, table
 
     assert [number(value) for value in (0, 0.01234, 1.234, 12.34, 123.4, 12345.0)] == [
         "0", "0.0123", "1.23", "12.3", "123", "12345",
@@ -167,7 +170,7 @@ def test_number_and_table_for_people():
 def test_speedups_are_over_the_same_batch_and_phase():
     rows = [("a", 1, "decode", 2.0), ("b", 1, "decode", 3.0), ("a", 4, "decode", 5.0), ("b", 4, "decode", 4.0)]
     results = pd.DataFrame(rows, columns=["policy", "batch", "phase", "tokens_per_s"])
-    assert compare.speedups(results, "a").tolist() == [1.0, 1.5, 1.0, 0.8]
+    assert speedups(results, "a").tolist() == [1.0, 1.5, 1.0, 0.8]
 
 
 def test_routing_of_one_model_is_timed_as_another(toy, tmp_path, capsys):
@@ -177,8 +180,8 @@ def test_routing_of_one_model_is_timed_as_another(toy, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "Routing is test's: 3 layers x 8 experts, top-2." in said
     assert "qwen3_30b_a3b cut to 3 layers x 8 experts" in said
-    scene = build.scene(build.configuration("compare", [f"trace={toy}", *settings]))
-    whole = build.make(build.configuration("compare", []).model, "model")
+    scene = read_scene(configuration("compare", [f"trace={toy}", *settings]))
+    whole = make(configuration("compare", []).model, "model")
     assert (scene.model.layers, scene.model.experts, scene.model.top_k) == (3, 8, 2)
     assert scene.model.unit_bytes() == whole.unit_bytes()
     assert scene.model.vocabulary == whole.vocabulary / 16

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.baselines import trigram_bits_per_byte, xz_bits_per_byte
-from experiments.corpus import standard_library
-from policies.types import InputError
+from dali.policies.types import InputError
+from tiny_moe.baselines import trigram_bits_per_byte, xz_bits_per_byte
+from tiny_moe.corpus import standard_library
 
 
 def data(text: bytes) -> np.ndarray:

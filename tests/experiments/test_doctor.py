@@ -6,10 +6,15 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the runtime extra")
 
-from experiments.cli import main  # noqa: E402
-from experiments.doctor import bottleneck, checks, page, wire  # noqa: E402
-from experiments.doctor_measure import Facts  # noqa: E402
-from policies.roofline import ModelShape  # noqa: E402
+from dali.experiments.cli import main
+from dali.experiments.verbs.doctor.measure import Facts
+from dali.experiments.verbs.doctor.verb import (
+    bottleneck,
+    checks,
+    page,
+    wire,
+)
+from dali.policies.costs.roofline import ModelShape
 
 # An expert is 3 x 1000 x 1000 numbers of 16 bits: 6 MB; 10 layers of 10 are 600 MB.
 MODEL = ModelShape("m", 10, 10, 2, 1000, 1000, 16, 16, True, 0, 1, 1, 1, 0, 0, 100, {})

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments import gap
-from experiments.cli import main
+from dali.experiments.cli import main
+from dali.experiments.verbs.gap.runs import gap_table
 
 TOY = [
     "cache_shares=[0.75]",
@@ -92,7 +92,7 @@ def test_gaps_by_hand():
             "exact": [1.0, 1.0, 2.0, 2.0],
         }
     )
-    row = gap.gap_table(calls).set_index("assignment").loc["greedy"]
+    row = gap_table(calls).set_index("assignment").loc["greedy"]
     assert row["gap_mean"] == pytest.approx(0.25)
     assert row["gap_max"] == pytest.approx(0.5)
     assert row["moe_ratio"] == pytest.approx(3 / 3.5)

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.cli import main
-from experiments.text_predict import published
-from traces.metadata import Metadata
-from traces.workload import Workload
+from dali.experiments.cli import main
+from dali.experiments.verbs.predict.text import published
+from dali.traces.metadata import Metadata
+from dali.traces.workload import Workload
 
 SMALL = ["resamples=50", "batch=[1,4,8,16]"]
 

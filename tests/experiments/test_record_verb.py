@@ -8,10 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import build
-from experiments.cli import main
-from experiments.prompts import BUILT_IN, CALIBRATION, fit, read_prompts
-from traces.trace import Trace
+from dali.experiments.cli import main
+from dali.experiments.extras import runtime_modules
+from dali.experiments.models.prompts import BUILT_IN, CALIBRATION, fit, read_prompts
+from dali.traces.trace import Trace
 
 SHAPE = {
     "vocab_size": 256,
@@ -160,7 +160,7 @@ def test_calibration_text_is_what_predictors_are_fitted_to(here, models):
 
 
 def test_pieces_of_long_texts_then_starts_that_the_model_continues():
-    calibration = pytest.importorskip("experiments.calibration", reason="needs the runtime extra")
+    calibration = pytest.importorskip("dali.experiments.verbs.record.predictors", reason="needs the runtime extra")
     texts = [list(range(10)), list(range(10, 33)), [99]]  # 2 and 5 pieces of 4, and none
     pieces = [[0, 1, 2, 3], [4, 5, 6, 7], *([at, at + 1, at + 2, at + 3] for at in range(10, 30, 4))]
     assert list(calibration.batches(texts, 28, 2, 4, 4)) == [(pieces[:4], 0), (pieces[4:], 0)]
@@ -307,7 +307,7 @@ def test_prompt_files(here, models, capsys, name, content, named):
 
 def test_without_the_runtime_extra(here, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.delitem(sys.modules, "experiments.loading", raising=False)
+    monkeypatch.delitem(sys.modules, "dali.experiments.models.loading", raising=False)
     line = fails(capsys, "model=any", *RUN)
     assert line == "dali record: needs the runtime extra: pip install 'dali-moe[runtime]'"
 
@@ -340,7 +340,7 @@ def test_text_file_has_one_prompt_a_line(tmp_path):
 
 @pytest.mark.usefixtures("models")
 def test_an_unrelated_missing_module_is_not_blamed_on_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "runtime.rows", None)  # importing it now fails
-    monkeypatch.delitem(sys.modules, "runtime.record", raising=False)
+    monkeypatch.setitem(sys.modules, "dali.runtime.record.row_files", None)  # importing it now fails
+    monkeypatch.delitem(sys.modules, "dali.runtime.record.recorder", raising=False)
     with pytest.raises(ModuleNotFoundError, match=r"runtime\.rows"):
-        build.runtime_modules("torch", "runtime.record")
+        runtime_modules("torch", "dali.runtime.record.recorder")

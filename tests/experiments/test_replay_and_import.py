@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.cli import main
-from experiments.replay import parse_capacity
-from policies.types import InputError
+from dali.experiments.cli import main
+from dali.experiments.verbs.replay import parse_capacity
+from dali.policies.types import InputError
 
 
 def write_nvmoe(path, tokens: list[list[list[int]]]) -> None:
@@ -52,7 +52,7 @@ def test_statistics_of_a_trace_file(tmp_path, capsys, random_trace):
 @pytest.mark.parametrize(("model", "rows"), [("qwen", 36_864), ("gemma", 23_040)])
 def test_ground_truth_of_a_real_engine(shared_traces, tmp_path, capsys, model, rows):
     """The engine's own record of hits, row by row (../shared/traces/README.md): a global LRU of 4000 MiB."""
-    from traces.importers.bigmoeonedge import residency
+    from dali.traces.importers.bigmoeonedge import residency
 
     source = shared_traces / "bigmoeonedge" / f"{model}.route.csv"
     trace, saved = tmp_path / "t.safetensors", tmp_path / "rows.parquet"
@@ -67,7 +67,7 @@ def test_ground_truth_of_a_real_engine(shared_traces, tmp_path, capsys, model, r
     replayed = pd.read_parquet(saved).query("decode")
     truth = residency(source)  # int32 [T, L, K], -1 where the file has no row
     assert len(replayed) == rows == int((truth[-128:] >= 0).sum())
-    from traces.trace import Trace
+    from dali.traces.trace import Trace
 
     ids = Trace.load(trace).experts[-128:].astype(np.int64)
     layers, slots = ids.shape[1:]

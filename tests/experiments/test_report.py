@@ -14,11 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.cli import main
-from experiments.figures_gap import waterfall
-from experiments.report_page import markup, svg
-from experiments.report_page.timeline import Timeline
-from sim.timeline import DENSE, LANES, Spans
+from dali.experiments.cli import main
+from dali.experiments.page import markup, svg
+from dali.experiments.page.timeline import Timeline
+from dali.experiments.verbs.gap.figures import waterfall
+from dali.policies.columns import DENSE, LANES
+from dali.sim.timeline import Spans
 
 HOSTILE = "<script>boom()</script> & \"dali\" 'x' $\\q$ </title>"
 TOY = [

@@ -12,15 +12,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from omegaconf import OmegaConf
 
-from experiments import figures_sweep
-from experiments.cli import main
-from experiments.report_page import svg
-from experiments.report_page.reading import Folder
-from experiments.report_page.verbs import EXPERIMENTS, contents
-from experiments.sweep_points import Experiment
+from dali.experiments.cli import main
+from dali.experiments.page import svg
+from dali.experiments.page.reading import Folder
+from dali.experiments.verbs.reading import EXPERIMENTS, contents
+from dali.experiments.verbs.sweep import figures
+from dali.experiments.verbs.sweep.points import Experiment
 
 HOSTILE = '"><script>boom()</script>'
-RESULTS = Path(figures_sweep.__file__).parent / "results"
+RESULTS = Path(figures.__file__).parent / "results"
 # By verb: figures drawn from data, pictures whose data the folder does not hold, words of a sentence and of the tables.
 EXPECTED = {
     "gap": (3, [], "times as long as the bound", "frontier of bound"),
@@ -127,7 +127,7 @@ def test_every_view_of_every_experiment_has_a_drawing_of_its_own():
     for name, rows in results.groupby("experiment"):
         settings = OmegaConf.to_container(OmegaConf.load(EXPERIMENTS / f"{name}.yaml"))
         experiment = Experiment(**{key: value for key, value in settings.items() if key != "_target_"})
-        drawings = figures_sweep.drawings(experiment, rows)
+        drawings = figures.drawings(experiment, rows)
         assert len({each.name for each in drawings}) == len(experiment.views), name
 
 

@@ -12,22 +12,41 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the runtime extra")
 transformers = pytest.importorskip("transformers", reason="needs the runtime extra")
 
-from experiments import build, run_log, run_others, run_report, shaped_model  # noqa: E402
-from experiments.cli import main  # noqa: E402
-from experiments.run_live import Outcome, Progress, Session  # noqa: E402
-from experiments.run_once import Shown, Timing  # noqa: E402
-from experiments.run_plan import Plan, first_layers, with_layers  # noqa: E402
-from policies.planner import Planner  # noqa: E402
-from policies.roofline import roofline  # noqa: E402
-from policies.types import Capacity, InputError, Shape  # noqa: E402
-from runtime.arena import HostArena  # noqa: E402
-from runtime.layer_steps import ForcedRouting  # noqa: E402
-from sim.engine import Engine  # noqa: E402
-from sim.timeline import LANES  # noqa: E402
-from traces.trace import Trace  # noqa: E402
+from dali.experiments.cli import main
+from dali.experiments.models import shaped
+from dali.experiments.scene import expert_popularity
+from dali.experiments.settings.compose import SHIPPED, configuration, listing
+from dali.experiments.settings.objects import make, make_policy
+from dali.experiments.verbs.run import log, others, report
+from dali.experiments.verbs.run.once import (
+    Shown,
+    Timing,
+)
+from dali.experiments.verbs.run.plan import (
+    RunPlan,
+    first_layers,
+    with_layers,
+)
+from dali.experiments.verbs.run.session import (
+    PolicyRun,
+    Progress,
+    Session,
+)
+from dali.policies.columns import LANES, METRICS
+from dali.policies.core.planner import Planner
+from dali.policies.costs.roofline import roofline
+from dali.policies.types import (
+    Capacity,
+    InputError,
+    Shape,
+)
+from dali.runtime.device.host import HostArena
+from dali.runtime.execute.layer_steps import ForcedRouting
+from dali.sim.engine import Engine
+from dali.traces.trace import Trace
 
-TINY = build.SHIPPED / "tiny_moe"
-SHIPPED = ["device=cpu", "cache_share=0.25"]
+TINY = SHIPPED / "tiny_moe"
+GIVEN = ["device=cpu", "cache_share=0.25"]
 # A Qwen3-MoE whose experts are 64 x 16, on the routing of the shipped trace: 2 layers x 64 experts.
 SHAPE = ["model=qwen3_30b_a3b", "model.hidden=64", "model.expert_width=16", "layers=2", "dtype=float32"]
 FORCED = [*SHAPE, "routing=tiny_moe", "device=cpu", "cache_share=0.25", "prompt_tokens=8", "generate=4"]
@@ -62,7 +81,7 @@ def results(here):
 
 def session(*arguments: str) -> Session:
     overrides = list(arguments)
-    return Session(Plan(build.configuration("run", overrides), overrides))
+    return Session(RunPlan(configuration("run", overrides), overrides))
 
 
 def silent() -> Progress:
@@ -85,7 +104,7 @@ def unaided():
 
 @pytest.mark.parametrize("policy", ["dali", "frontier"])
 def test_same_text_with_and_without_offloading(here, capsys, unaided, policy):
-    out = ran(capsys, *SHIPPED, f"policy={policy}", f"prompt='{PROMPT}'", "generate=32")
+    out = ran(capsys, *GIVEN, f"policy={policy}", f"prompt='{PROMPT}'", "generate=32")
     assert out.startswith(unaided)
     assert f"| {policy}" in out
     assert "say nothing of a GPU's speed" in out
@@ -94,7 +113,7 @@ def test_same_text_with_and_without_offloading(here, capsys, unaided, policy):
 def test_leaves_everything_behind(here, capsys):
     """6 tokens of prompt and 5 generated are one prefill and 4 decode steps of 8 layers: the last token is not run."""
     (here / "p.txt").write_text("import\nclass \n")
-    out = ran(capsys, *SHIPPED, "prompts=p.txt", "batch=2", "generate=5", "tokenizer=bytes")
+    out = ran(capsys, *GIVEN, "prompts=p.txt", "batch=2", "generate=5", "tokenizer=bytes")
     assert out.startswith("The first of 2 sequences:\nimport")
     folder = results(here)
     assert {file.name for file in folder.iterdir()} == {
@@ -134,8 +153,8 @@ def test_leaves_everything_behind(here, capsys):
 
 def test_saved_log_of_a_live_run_replays(here, capsys):
     """The drift test, from the file: a fresh planner answers as the run's did."""
-    ran(capsys, *SHIPPED, "policy=frontier", "prompt=abc", "generate=4", "slices=2")
-    saved = run_log.load(results(here) / "frontier.planner.npz")
+    ran(capsys, *GIVEN, "policy=frontier", "prompt=abc", "generate=4", "slices=2")
+    saved = log.load(results(here) / "frontier.planner.npz")
     assert (saved.shape.units, saved.origin.slices) == (128, 2)
     assert sum(entry[0] == "begin" for entry in saved.entries) == 8 * 4
     assert saved.replay() is None
@@ -148,9 +167,9 @@ def test_saved_log_of_a_live_run_replays(here, capsys):
 def test_gate_needs_no_file(here, capsys):
     """Predictors are known for the shipped folder alone: of another one, residual is refused and gate is not."""
     shutil.copytree(TINY, here / "model")
-    said = fails(capsys, "model=./model", *SHIPPED)
+    said = fails(capsys, "model=./model", *GIVEN)
     assert "policy dali: asks for predictor residual, expected predictors=FILE" in said
-    ran(capsys, "model=./model", *SHIPPED, 'policy="dali prefetch.source=gate"', "generate=2")
+    ran(capsys, "model=./model", *GIVEN, 'policy="dali prefetch.source=gate"', "generate=2")
     rows = pd.read_parquet(results(here) / "results.parquet")
     assert (rows["copies_prefetch"] > 0).any()
 
@@ -163,11 +182,11 @@ def test_gpu_memory_in_gb_is_a_share_of_the_units(here):
 
 # ---- shapes ----------------------------------------------------------------------------------------
 
-SHAPES = sorted(shaped_model._ARCHITECTURES)
+SHAPES = sorted(shaped._ARCHITECTURES)
 
 
 def shape_of(name: str, *changes: str):
-    return build.make(build.configuration("run", [f"model={name}", *changes]).model, "model")
+    return make(configuration("run", [f"model={name}", *changes]).model, "model")
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -175,7 +194,7 @@ def test_architecture_has_the_sizes_of_its_shape(name):
     """Weights of a layer's attention are the shape's but for norms, biases and sinks; experts are the shape's."""
     shape = with_layers(shape_of(name), 5 if name == "deepseek_v3" else 2)
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(shaped_model.architecture(name, shape))
+        model = transformers.AutoModelForCausalLM.from_config(shaped.architecture(name, shape))
     layers = model.model.layers
     assert len(layers) == shape.layers + shape.dense_layers
     assert sum("experts" in dict(layer.mlp.named_children()) for layer in layers) == shape.layers
@@ -190,7 +209,7 @@ def test_architecture_has_the_sizes_of_its_shape(name):
 
 
 def test_every_file_of_conf_model_can_be_run():
-    loader = build.listing("run", ["checkpoint=null"])
+    loader = listing("run", ["checkpoint=null"])
     line = next(line for line in loader.splitlines() if line.startswith("  model: "))
     assert sorted(line.removeprefix("  model: ").split(", ")) == SHAPES
 
@@ -202,7 +221,7 @@ SMALL = ["model.hidden=64", "model.expert_width=32", "model.vocabulary=640", "mo
 def test_random_weights_are_whole(name):
     """Attention sinks, biases and correction terms of routers too: a model with numbers left as they were is not."""
     shared = ["model.shared_width=32"] if name == "deepseek_v3" else []
-    model = shaped_model.shaped_model(name, with_layers(shape_of(name, *SMALL, *shared), 1))
+    model = shaped.shaped_model(name, with_layers(shape_of(name, *SMALL, *shared), 1))
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     for key, tensor in model.state_dict().items():
         assert torch.isfinite(tensor).all(), key
@@ -216,7 +235,7 @@ def test_random_weights_are_whole(name):
 
 def test_random_weights_are_the_same_by_seed():
     shape, state = with_layers(shape_of("gpt_oss_20b", *SMALL), 1), torch.random.get_rng_state()
-    one, same, other = (shaped_model.shaped_model("gpt_oss_20b", shape, seed=seed).state_dict() for seed in (1, 1, 2))
+    one, same, other = (shaped.shaped_model("gpt_oss_20b", shape, seed=seed).state_dict() for seed in (1, 1, 2))
     assert torch.equal(torch.random.get_rng_state(), state)
     for key, tensor in one.items():
         assert torch.equal(tensor, same[key]), key
@@ -263,7 +282,7 @@ def test_compares_policies_and_baselines_in_one_run(here, capsys):
     assert steps.groupby("policy")["step"].apply(list).to_dict() == {name: [0, 1, 2, 3] * 2 for name in names}
     # The routing that was forced is the one that ran, of the same sequences each time.
     trace = Trace.load(folder / "frontier_staging_4.trace.safetensors")
-    shipped = Trace.load(build.SHIPPED / "tiny_moe.safetensors")
+    shipped = Trace.load(SHIPPED / "tiny_moe.safetensors")
     for sequence in range(6):
         used = shipped.experts[shipped.rows(sequence % 2)][:11, :2]
         assert np.array_equal(trace.experts[trace.rows(sequence)], used)
@@ -289,25 +308,23 @@ def test_routing_reaches_a_model_that_accelerate_takes_apart(here):
     live = session(*FORCED, "policy=naive", "baselines=[all_gpu]")
     expected = live.run_baseline("all_gpu", silent()).tokens
     limit = 2 * sum(p.numel() * p.element_size() for p in live.model.model.layers[0].parameters())
-    placed = run_others.accelerate_map(live.model, 0, limit + 4 * 64 * live.model.config.vocab_size)
+    placed = others.accelerate_map(live.model, 0, limit + 4 * 64 * live.model.config.vocab_size)
     assert set(placed.values()) == {0, "cpu"}
     accelerate.cpu_offload(live.model, torch.device("cpu"))
     assert next(live.model.parameters()).is_meta
-    with run_others.forcing(live.model, live.routing, torch.device("cpu")):
+    with others.forcing(live.model, live.routing, torch.device("cpu")):
         _, tokens = live._generate(None)
     assert torch.equal(tokens, expected)
 
 
 def test_a_choice_of_no_expert_counts_nothing():
-    ids, weights = run_others._usable(
-        torch.tensor([[2, -1]]), torch.tensor([[0.5, 0.5]]), torch.zeros(1, dtype=torch.half)
-    )
+    ids, weights = others._usable(torch.tensor([[2, -1]]), torch.tensor([[0.5, 0.5]]), torch.zeros(1, dtype=torch.half))
     assert (ids.tolist(), weights.tolist()) == ([[2, 0]], [[0.5, 0.0]])
     assert (ids.dtype, weights.dtype) == (torch.int64, torch.float16)
 
 
 def test_first_layers_of_a_trace():
-    trace = Trace.load(build.SHIPPED / "tiny_moe.safetensors")
+    trace = Trace.load(SHIPPED / "tiny_moe.safetensors")
     cut = first_layers(trace, 2)
     assert (cut.layers, cut.metadata.unit_bytes, cut.sources) == (2, trace.metadata.unit_bytes[:2], trace.sources)
     assert np.array_equal(cut.experts, trace.experts[:, :2])
@@ -322,19 +339,19 @@ def test_first_layers_of_a_trace():
 def test_log_survives_its_file(tmp_path, name):
     """Each kind of annotation: none, order, router scores, predicted workloads, next use, popularity."""
     overrides = ["checkpoint=x"]
-    trace = Trace.load(build.SHIPPED / "tiny_moe.safetensors")
+    trace = Trace.load(SHIPPED / "tiny_moe.safetensors")
     workload = ForcedRouting(trace, batch=2, prompt=4, generate=6).workload(1)
-    origin = run_log.Origin(f"{name} staging=5", 8, 64, 4, 1, 3)
-    _, policy = build.policy("run", overrides, origin.policy, origin)
-    known = build.expert_popularity(trace, workload)[0]
+    origin = log.LogOrigin(f"{name} staging=5", 8, 64, 4, 1, 3)
+    _, policy = make_policy("run", overrides, origin.policy, origin)
+    known = expert_popularity(trace, workload)[0]
     shape = Shape(8, 64, np.full(8, 1000), known)
-    machine = build.make(build.configuration("compare", []).platform, "platform")
+    machine = make(configuration("compare", []).platform, "platform")
     cost = roofline(shape_of("qwen3_30b_a3b"), machine, workload.max_tokens)
     cost = type(cost)(**{**vars(cost), "copy": cost.copy[:8], "copy_contended": cost.copy_contended[:8]})
     planner = Planner(policy, shape, Capacity.in_units(100, policy.cache.scope, 8), cost, seed=3, log=True)
     Engine(planner, cost).run(workload)
-    run_log.save(tmp_path / "log.npz", origin, planner)
-    saved = run_log.load(tmp_path / "log.npz")
+    log.save(tmp_path / "log.npz", origin, planner)
+    saved = log.load(tmp_path / "log.npz")
     assert saved.origin == origin
     assert len(saved.entries) == len(planner.log)
     for found, kept in zip(saved.entries, planner.log, strict=True):
@@ -356,9 +373,9 @@ def test_a_file_that_is_no_log(tmp_path, content):
     else:
         path.write_bytes(content)
     with pytest.raises(InputError, match="expected a planner log"):
-        run_log.load(path)
+        log.load(path)
     with pytest.raises(InputError, match="no such file"):
-        run_log.load(tmp_path / "missing.npz")
+        log.load(tmp_path / "missing.npz")
 
 
 # ---- figures ---------------------------------------------------------------------------------------
@@ -367,14 +384,14 @@ def test_a_file_that_is_no_log(tmp_path, content):
 def test_speeds_are_those_a_user_sees():
     """16 prompt tokens in 2 s and 3 steps of 2 sequences in 1 s; the same again at half the speed."""
     timings = [Timing(2.0, 1.0, 3), Timing(4.0, 2.0, 3)]
-    rows = run_report.rows(Outcome("x", timings, torch.zeros(1)), 16, 2, 1.0, 1.0).set_index("phase")
+    rows = report.rows(PolicyRun("x", timings, torch.zeros(1)), 16, 2, 1.0, 1.0).set_index("phase")
     assert rows["tokens_per_s"].to_dict() == {"prefill": 6.0, "decode": 4.5}  # medians of 8, 4 and of 6, 3
     assert rows["tokens_per_s_min"].to_dict() == {"prefill": 4.0, "decode": 3.0}
 
 
 def test_shares_of_a_phase():
     """Steps of 2 s: 1 s copying 30 bytes where 60 a second are possible, and CPU units of 10 bytes each."""
-    columns = {name: np.zeros(3) for name in run_report.METRICS}
+    columns = {name: np.zeros(3) for name in METRICS}
     columns |= {"phase": np.array(["prefill", "decode", "decode"]), "start": np.zeros(3), "end": np.array([9.0, 1, 1])}
     columns |= {"link_demand": np.array([0, 0.25, 0.75]), "bytes_demand": np.array([0, 10.0, 20])}
     columns |= {
@@ -383,8 +400,8 @@ def test_shares_of_a_phase():
         "planner": np.array([9.0, 0.1, 0.1]),
     }
     columns |= {"lookups": np.array([0, 6.0, 2]), "hits": np.array([0, 1.0, 1])}
-    outcome = Outcome("x", [Timing(9.0, 2.0, 2)], torch.zeros(1), columns, layers=5, unit_bytes=10)
-    row = run_report.rows(outcome, 16, 1, 60.0, 160.0).set_index("phase").loc["decode"]
+    outcome = PolicyRun("x", [Timing(9.0, 2.0, 2)], torch.zeros(1), columns, layers=5, unit_bytes=10)
+    row = report.rows(outcome, 16, 1, 60.0, 160.0).set_index("phase").loc["decode"]
     expected = {
         "copy_bandwidth_share": 0.5,
         "host_bandwidth_share": 0.5,  # 40 bytes in 0.5 s of 160 a second
@@ -396,7 +413,7 @@ def test_shares_of_a_phase():
         "bytes_demand": 30.0,
     }
     assert row[list(expected)].to_dict() == pytest.approx(expected)
-    assert math.isnan(run_report.rows(outcome, 16, 1, 60.0, 160.0).set_index("phase").at["prefill", "hit_rate"])
+    assert math.isnan(report.rows(outcome, 16, 1, 60.0, 160.0).set_index("phase").at["prefill", "hit_rate"])
 
 
 def test_headline_is_of_what_could_run_anywhere():
@@ -408,7 +425,7 @@ def test_headline_is_of_what_could_run_anywhere():
     frame["knows_future"] = frame["policy"] == "oracle"
     for number, name in enumerate(("planner_share", "copy_bandwidth_share", "host_bandwidth_share")):
         frame[name] = [0.1, 0.2 + number, 0.3, np.nan]
-    found = run_report.headline(frame)
+    found = report.headline(frame)
     assert (found["fastest"], found["accelerate_ratio"], found["planner_share"]) == ("b", 3.0, 0.2)
     assert found["accelerate_ratio_by_policy"] == {"a": 2.5, "b": 3.0, "oracle": 4.5}
     assert found["copy_bandwidth_share"] == 1.2
@@ -437,24 +454,24 @@ def test_text_comes_character_by_character():
         (["layers=4"], "layers: found 4 with a checkpoint"),
         (["policy=best"], "policy: found 'best', expected one of "),
         (["predictors=none.safetensors"], "none.safetensors: no such file"),
-        ([f"predictors={build.SHIPPED / 'tiny_moe.safetensors'}"], "header says format"),
+        ([f"predictors={SHIPPED / 'tiny_moe.safetensors'}"], "header says format"),
         (["policy=oracle"], "knows the future, which a live model does not tell; expected routing="),
         (["policy=naive", "routing=none.safetensors"], "none.safetensors: no such file"),
         (["policy=naive", "routing=nowhere"], "trace: found 'nowhere', expected one of"),
-        ([*SHIPPED, "policy=fiddler"], "popularity of the units is not known"),
+        ([*GIVEN, "policy=fiddler"], "popularity of the units is not known"),
         (
             ["device=cpu", "cache_share=0.001"],
             "policy dali: found GPU memory for 1 units, expected more than its staging",
         ),
         (["device=cpu", "gpu_memory_gb=1e-6"], "policy dali: found GPU memory for 0 units, expected more than"),
         (
-            [*SHIPPED, "policies=[naive,dali]", "baselines=[accelerate]"],
+            [*GIVEN, "policies=[naive,dali]", "baselines=[accelerate]"],
             "accelerate with device cpu, expected it with a CUDA",
         ),
-        ([*SHIPPED, "baselines=[vllm]"], "baselines: found 'vllm', expected accelerate or all_gpu"),
-        ([*SHIPPED, "device=tpu"], "device: found"),
-        ([*SHIPPED, "slices=3"], "slices"),
-        ([*SHIPPED, "log=yes please"], "log: found 'yes please', expected true, false or null"),
+        ([*GIVEN, "baselines=[vllm]"], "baselines: found 'vllm', expected accelerate or all_gpu"),
+        ([*GIVEN, "device=tpu"], "device: found"),
+        ([*GIVEN, "slices=3"], "slices"),
+        ([*GIVEN, "log=yes please"], "log: found 'yes please', expected true, false or null"),
         ([*FORCED, "prompt_tokens=500"], "needs sequences of 503 tokens (prompt + generate), the longest has 256"),
         ([*FORCED, "layers=9"], "layers: found 9, expected 1 to the 8 of tiny_moe's routing"),
         (
@@ -471,14 +488,14 @@ def test_one_line_for_bad_input(here, capsys, arguments, said):
 
 
 def test_routing_of_another_model(here, capsys):
-    first_layers(Trace.load(build.SHIPPED / "tiny_moe.safetensors"), 2).save(here / "short.safetensors")
-    said = fails(capsys, *SHIPPED, "routing=./short.safetensors")
+    first_layers(Trace.load(SHIPPED / "tiny_moe.safetensors"), 2).save(here / "short.safetensors")
+    said = fails(capsys, *GIVEN, "routing=./short.safetensors")
     assert "trace of tiny_moe has 2 layers x 64 experts, model Qwen3MoeForCausalLM has 8 x 64" in said
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_no_gpu(here, capsys):
-    assert "torch sees no CUDA device; device=cpu runs without" in fails(capsys, *SHIPPED, "device=cuda")
+    assert "torch sees no CUDA device; device=cpu runs without" in fails(capsys, *GIVEN, "device=cuda")
 
 
 def test_a_dense_model(here, capsys):
@@ -492,7 +509,7 @@ def test_a_dense_model(here, capsys):
 
 def test_too_little_host_memory_for_a_shape(here, capsys, monkeypatch):
     """The 48 layers of Qwen3-30B-A3B are 30.5 B weights, 61.1 GB of bfloat16: refused before any is allocated."""
-    monkeypatch.setattr(shaped_model, "free_host_bytes", lambda: 8 * 10**9)
+    monkeypatch.setattr(shaped, "free_host_bytes", lambda: 8 * 10**9)
     said = fails(capsys, "model=qwen3_30b_a3b", "policy=naive", "device=cpu")
     assert "host memory: found 8.0 GB free, expected 61.1 GB for qwen3_30b_a3b" in said
 
@@ -509,7 +526,7 @@ def test_interrupted(here, capsys, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(transformers.Qwen3MoeForCausalLM, "generate", interrupt)
-    assert main(["run", *SHIPPED, "policy=naive"]) == 130
+    assert main(["run", *GIVEN, "policy=naive"]) == 130
     assert "interrupted, nothing was written" in capsys.readouterr().err
     assert list((here / "outputs" / "run").iterdir()) == []
 

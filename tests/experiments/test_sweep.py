@@ -13,11 +13,12 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
-from experiments import sweep, sweep_points
-from experiments.cli import main
-from experiments.sweep_job import RunFolder
-from experiments.sweep_launch import Launcher
-from experiments.sweep_points import Request
+from dali.experiments.cli import main
+from dali.experiments.verbs.sweep import points, verb
+from dali.experiments.verbs.sweep import request as request_module
+from dali.experiments.verbs.sweep.job import RunFolder
+from dali.experiments.verbs.sweep.launch import Launcher
+from dali.experiments.verbs.sweep.request import Request, request, trace_digest
 
 ROOT = Path(__file__).resolve().parents[2]
 # Two models at two cache shares, routed as a toy is: 4 points in about a second.
@@ -58,7 +59,7 @@ def whole(toy) -> Path:
 @pytest.fixture(scope="module")
 def sixteen(toy) -> list[Request]:
     """16 points of a sweep, composed."""
-    first = sweep_points.request(sweep_points.Point("toy", {}, [f"trace={toy}", "policies=[dali]"], {}), [0])
+    first = request(points.Point("toy", {}, [f"trace={toy}", "policies=[dali]"], {}), [0])
     requests = []
     for batch in range(1, 17):
         work = {**first.config["workload"], "batch": [batch], "prompt": 4, "generate": 3}
@@ -70,7 +71,7 @@ def sixteen(toy) -> list[Request]:
 def simulated(requests: list[Request], place: Path, *overrides: str, jobs: int | None = None) -> dict[str, bytes]:
     store = place / "points"
     store.mkdir(parents=True)
-    assert sweep._simulate(requests, Launcher(overrides, jobs), place, store, again=False) == {}
+    assert verb._simulate(requests, Launcher(overrides, jobs), place, store, again=False) == {}
     assert [path.name for path in place.iterdir()] == ["points"]
     return {path.name: path.read_bytes() for path in store.iterdir()}
 
@@ -99,7 +100,7 @@ def test_a_point_whose_process_dies_fails_alone(sixteen, tmp_path, monkeypatch):
     deadly = {**sixteen[0].config, "trace": {"_target_": "signal.raise_signal", "_args_": [int(signal.SIGKILL)]}}
     requests = [sixteen[0], replace(sixteen[0], config=deadly), sixteen[1]]
     tmp_path.joinpath("points").mkdir()
-    errors = sweep._simulate(
+    errors = verb._simulate(
         requests, Launcher(["hydra/launcher=joblib"], 1), tmp_path, tmp_path / "points", again=False
     )
     assert set(errors) == {requests[1].key}
@@ -169,11 +170,11 @@ def test_what_a_result_depends_on_is_in_its_key(sixteen, toy, tmp_path, monkeypa
     copy = tmp_path / "copy.safetensors"
     copy.write_bytes(toy.read_bytes())
     node = OmegaConf.create({"path": str(copy)})
-    assert sweep_points.trace_digest(node) == first.trace
+    assert trace_digest(node) == first.trace
     copy.write_bytes(toy.read_bytes() + b" ")
-    assert sweep_points.trace_digest(node) != first.trace
+    assert trace_digest(node) != first.trace
     key = first.key
-    monkeypatch.setattr(sweep_points, "code_version", lambda: "another")
+    monkeypatch.setattr(request_module, "code_version", lambda: "another")
     assert first.key != key
 
 
@@ -181,7 +182,7 @@ def test_what_a_result_depends_on_is_in_its_key(sixteen, toy, tmp_path, monkeypa
 KILLED = """
 import os, signal, sys
 from experiments import sweep_job
-from experiments.cli import main
+from dali.experiments.cli import main
 write, count = sweep_job.pd.DataFrame.to_parquet, 0
 def dying(frame, path, **others):
     global count
@@ -228,7 +229,7 @@ def test_an_interrupt_keeps_what_is_done(toy, whole, tmp_path, capsys, monkeypat
 
 
 def test_two_sweeps_at_once_in_one_folder(toy, whole, tmp_path):
-    code = "import sys; from experiments.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from dali.experiments.cli import main; sys.exit(main(sys.argv[1:]))"
     other = other_process(code, *SETTINGS, f"trace={toy}", f"output={tmp_path}", "resume=false")
     assert run(toy, tmp_path, "resume=false") == 0
     assert other.wait() == 0
@@ -258,7 +259,7 @@ def test_an_error_of_ours_is_recorded_with_its_place(toy, tmp_path, monkeypatch)
     def broken(*arguments: object) -> None:
         raise ZeroDivisionError("of ours")
 
-    monkeypatch.setattr("experiments.sweep_job.simulate", broken)
+    monkeypatch.setattr("dali.experiments.verbs.sweep.job.simulate_request", broken)
     assert run(toy, tmp_path, "experiment.grid.model=[qwen3_30b_a3b]") == 1
     summary = json.loads((tmp_path / "sweep" / "winner" / "summary.json").read_text())
     assert {each["error"] for each in summary["failures"]} == {"ZeroDivisionError: of ours"}

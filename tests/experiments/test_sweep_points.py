@@ -5,12 +5,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-import conf
-from experiments import build, sweep, sweep_points
-from experiments.sweep_points import Experiment, Point, View
-from experiments.sweep_results import beside, gather
-from experiments.sweep_views import caption, means, shown, winners
-from policies.types import InputError
+from dali import conf
+from dali.experiments.settings.compose import configuration
+from dali.experiments.settings.objects import make_policy
+from dali.experiments.verbs.sweep import verb
+from dali.experiments.verbs.sweep.points import Experiment, Point, View
+from dali.experiments.verbs.sweep.request import request
+from dali.experiments.verbs.sweep.results import beside, gather
+from dali.experiments.verbs.sweep.views import caption, means, shown, winners
+from dali.policies.types import InputError
 
 FILES = sorted((Path(conf.__file__).parent / "experiment").glob("*.yaml"))
 SPEED = {"metric": "tokens_per_s", "phase": "decode", "x": "batch"}
@@ -23,7 +26,7 @@ def experiment(**fields: object) -> Experiment:
 @pytest.fixture(scope="module")
 def paper() -> dict[str, Experiment]:
     """All experiments of conf, by name."""
-    return {each.name: each for each in sweep.experiments(build.configuration("sweep", ["experiment=paper"]))}
+    return {each.name: each for each in verb.experiments(configuration("sweep", ["experiment=paper"]))}
 
 
 def test_the_paper_is_all_experiments(paper):
@@ -54,7 +57,7 @@ def test_figures_are_about_points_that_exist(paper, name):
 def test_points_compose(paper, name):
     points = paper[name].points()
     for point in (points[0], points[-1]):
-        assert sweep_points.request(point, [0]).key
+        assert request(point, [0]).key
 
 
 def test_every_combination_is_a_point():
@@ -117,12 +120,12 @@ def test_a_bad_experiment_is_named(fields, named):
 
 
 def test_an_entry_may_take_another_file_for_a_part():
-    _, policy = build.policy("compare", [], "dali cache=lru cache.fill=empty prefetch=none staging=9")
+    _, policy = make_policy("compare", [], "dali cache=lru cache.fill=empty prefetch=none staging=9")
     assert (type(policy.cache).__name__, policy.cache.fill) == ("LRU", "empty")
     assert type(policy.prefetch).__name__ == "NoPrefetch"
     assert policy.staging == 9
     with pytest.raises(InputError, match="cache: found 'nope', expected one of belady"):
-        build.policy("compare", [], "dali cache=nope")
+        make_policy("compare", [], "dali cache=nope")
 
 
 # ---- figures ---------------------------------------------------------------------------------------

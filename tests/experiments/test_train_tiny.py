@@ -9,8 +9,9 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from experiments import corpus, tiny_model, train_tiny
-from experiments.cli import main
+from dali.experiments.cli import main
+from tiny_moe import corpus, train
+from tiny_moe import model as tiny
 
 SIZES = {
     "hidden_size": 16,
@@ -47,10 +48,10 @@ def weights(folder):
 def test_losses_of_an_even_router():
     """Router logits all 0: probabilities 1/E, so E * sum f/E = 1 whatever is chosen; log-partition log E."""
     torch.manual_seed(0)
-    model = tiny_model.tiny_model(SIZES, 16)
+    model = tiny.tiny_model(SIZES, 16)
     for layer in model.model.layers:
         torch.nn.init.zeros_(layer.mlp.gate.weight)
-    _, balance, z = tiny_model.losses(model, torch.randint(0, 256, (2, 9)))
+    _, balance, z = tiny.losses(model, torch.randint(0, 256, (2, 9)))
     assert balance.item() == pytest.approx(1)
     assert z.item() == pytest.approx(math.log(4) ** 2)
 
@@ -58,14 +59,14 @@ def test_losses_of_an_even_router():
 def test_the_balancing_loss_grows_with_unevenness():
     """Two of four experts take every token, with half the probability each: 4 * (1/2 * 1/2 + 1/2 * 1/2) = 2."""
     torch.manual_seed(0)
-    model = tiny_model.tiny_model(SIZES, 16)
+    model = tiny.tiny_model(SIZES, 16)
     with torch.no_grad():
         model.model.embed_tokens.weight.fill_(1.0)  # every token alike, so that one matrix decides for all
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight.zero_()
             layer.mlp.experts.down_proj.zero_()
             layer.mlp.gate.weight.copy_(torch.tensor([9.0, 9.0, 0.0, 0.0])[:, None].expand(4, 16))
-    _, balance, _ = tiny_model.losses(model, torch.randint(0, 256, (2, 9)))
+    _, balance, _ = tiny.losses(model, torch.randint(0, 256, (2, 9)))
     assert balance.item() == pytest.approx(2)
 
 
@@ -85,12 +86,12 @@ def test_every_byte_but_the_first_counts_once(size):
     model = _OfTheLastByte()
     data = torch.from_numpy(np.random.default_rng(1).integers(0, 256, size).astype(np.uint8))
     each = -torch.log2(model.table.softmax(-1)[data[:-1].long(), data[1:].long()])
-    found = tiny_model.bits_per_byte(model, data, length=16, batch=3)
+    found = tiny.bits_per_byte(model, data, length=16, batch=3)
     assert found == pytest.approx(each.double().mean().item(), rel=1e-5)
 
 
 def test_tokens_are_bytes():
-    tokenizer = tiny_model.byte_tokenizer()
+    tokenizer = tiny.byte_tokenizer()
     for sample in ("def f(x):\n\treturn  x  # ok\r\n", "Zoë – 日本 🙂", "a b  c"):
         assert tokenizer(sample)["input_ids"] == list(sample.encode())
         assert tokenizer.decode(list(sample.encode())) == sample
@@ -118,18 +119,18 @@ def test_a_folder_that_transformers_loads(text, tmp_path, capsys):
 def test_a_run_cut_off_resumes_to_the_same_weights(text, tmp_path, monkeypatch, capsys):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert main(["train_tiny", f"output={whole}", *SETTINGS]) == 0
-    real = train_tiny.Trainer._step
+    real = train.Trainer._step
 
     def interrupted(self, data):
         if self.step == 2:
             raise KeyboardInterrupt
         return real(self, data)
 
-    monkeypatch.setattr(train_tiny.Trainer, "_step", interrupted)
+    monkeypatch.setattr(train.Trainer, "_step", interrupted)
     assert main(["train_tiny", f"output={cut}", *SETTINGS]) == 130
     assert "interrupted at step 2" in capsys.readouterr().err
     assert not cut.exists()
-    monkeypatch.setattr(train_tiny.Trainer, "_step", real)
+    monkeypatch.setattr(train.Trainer, "_step", real)
     assert main(["train_tiny", f"output={cut}", *SETTINGS, "seed=1"]) == 2
     assert "seed: found 1, expected 0 as in" in capsys.readouterr().err
     assert main(["train_tiny", f"output={cut}", *SETTINGS]) == 0

@@ -10,12 +10,18 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the runtime extra")
 transformers = pytest.importorskip("transformers", reason="needs the runtime extra")
 
-from experiments import run_log  # noqa: E402
-from experiments.calibrate_profile import load  # noqa: E402
-from experiments.cli import main  # noqa: E402
-from experiments.validate import Report, _tau, first_layers  # noqa: E402
-from experiments.validate_runs import EXACT, Outcome, Setting, Side, agreement, covered  # noqa: E402
-from sim.timeline import Spans  # noqa: E402
+from dali.experiments.cli import main
+from dali.experiments.profiles import load
+from dali.experiments.verbs.validate.report import Report, tau
+from dali.experiments.verbs.validate.runs import Comparison, Setting
+from dali.experiments.verbs.validate.sides import (
+    EXACT,
+    Side,
+    agreement,
+    covered,
+)
+from dali.experiments.verbs.validate.verb import first_layers
+from dali.sim.timeline import Spans
 
 # A unit is 12 kB: 5 ms a copy, far more than its products take on any machine.
 DEVICE = ["device=cpu", "cpu_threads=1", "link_bytes_per_s=2.5e6", "dtype=float32"]
@@ -163,7 +169,7 @@ def test_a_run_believes_the_profile(loop, place):
     assert main(running(place)) == 0
     (found,) = (place / "out" / "run").iterdir()
     (log,) = found.glob("*.planner.npz")
-    saved, profile = run_log.load(log), load(str(place / "slow.yaml"))
+    saved, profile = log.load(log), load(str(place / "slow.yaml"))
     assert saved.believed.cpu[1:5].tolist() == profile.cpu(np.arange(1, 5)).tolist()
     assert saved.believed.dense(3, 3, 1.0) == profile.dense["decode"](3, 1.0) > 0
     assert saved.replay() is None
@@ -277,16 +283,16 @@ def test_first_difference():
 def test_errors_of_a_report():
     """Measured 1 and 2 s (the median of three repeats), simulated 1.5 and 2: errors 50 % and 0, 3.5 over 3 in total."""
     ran = [side([1.0, 2.0]), side([1.0, 9.0]), side([0.5, 2.0])]
-    outcome = Outcome("p", Setting(1, 0.5), ran, side([1.5, 2.0]), None, True, 0.0, 0.0, 1)
+    outcome = Comparison("p", Setting(1, 0.5), ran, side([1.5, 2.0]), None, True, 0.0, 0.0, 1)
     row = Report([outcome]).table().iloc[0]
     assert row["mape"] == pytest.approx(0.25)
     assert row["error"] == pytest.approx(3.5 / 3 - 1)
 
 
 def test_tau():
-    assert _tau(np.array([1.0, 2.0, 3.0]), np.array([10.0, 20.0, 30.0])) == pytest.approx(1)
+    assert tau(np.array([1.0, 2.0, 3.0]), np.array([10.0, 20.0, 30.0])) == pytest.approx(1)
     # One of three pairs the wrong way round: (2 - 1) / 3.
-    assert _tau(np.array([1.0, 2.0, 3.0]), np.array([10.0, 30.0, 20.0])) == pytest.approx(1 / 3)
+    assert tau(np.array([1.0, 2.0, 3.0]), np.array([10.0, 30.0, 20.0])) == pytest.approx(1 / 3)
 
 
 def test_first_layers(random_trace):

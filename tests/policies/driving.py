@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from policies.cost import CostModel, Overheads
-from policies.planner import Planner, Policy
-from policies.state import (
+from dali.policies.core.planner import Planner, Policy
+from dali.policies.core.state import (
     DEMAND_HEAD,
     DEMAND_TAIL,
     HINT_HEAD,
@@ -27,7 +26,8 @@ from policies.state import (
     SWAP_HEAD,
     SWAP_TAIL,
 )
-from policies.types import NEVER, Capacity, Copy, CopyKind, LayerPlan, LayerStep, Shape, Status
+from dali.policies.costs.model import CostModel, Overheads
+from dali.policies.types import NEVER, Capacity, Copy, CopyKind, LayerPlan, LayerStep, Shape, Status
 
 ABSENT, LANDING, RESIDENT = (int(status) for status in (Status.ABSENT, Status.LANDING, Status.RESIDENT))
 MOST_TOKENS = 40

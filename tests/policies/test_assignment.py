@@ -14,18 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from policies.assignment import (
-    AllCPU,
-    AllGPU,
-    Greedy,
-    HybriMoE,
-    LayerSplit,
-    Threshold,
-    hybrid_schedule,
-    sort_descending,
-)
-from policies.cost import CostModel, Overheads
-from policies.types import AssignmentPolicy, InputError, LayerView, Shape, Status
+from dali.policies.assign.base import sort_descending
+from dali.policies.assign.fixed import AllCPU, AllGPU, LayerSplit, Threshold
+from dali.policies.assign.greedy import Greedy
+from dali.policies.assign.hybrimoe import HybriMoE, hybrid_schedule
+from dali.policies.costs.model import CostModel, Overheads
+from dali.policies.types import AssignmentPolicy, InputError, LayerView, Shape, Status
 
 ABSENT, LANDING, RESIDENT = Status.ABSENT, Status.LANDING, Status.RESIDENT
 CONF = Path(__file__).parents[2] / "conf" / "assignment"

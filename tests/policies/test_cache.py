@@ -10,12 +10,15 @@ from driving import cost_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.assignment import AllCPU, AllGPU
-from policies.cache_policies import LFU, LRU, MRS, Belady, Static, WholeLayers, WorkloadAware
-from policies.planner import Planner, Policy
-from policies.prefetch import NoPrefetch
-from policies.state import HITS
-from policies.types import NEVER, Capacity, CopyKind, InputError, LayerStep, Shape
+from dali.policies.assign.fixed import AllCPU, AllGPU
+from dali.policies.cache.classic import LFU, LRU, Belady
+from dali.policies.cache.fixed import Static, WholeLayers
+from dali.policies.cache.mrs import MRS
+from dali.policies.cache.workload import WorkloadAware
+from dali.policies.core.planner import Planner, Policy
+from dali.policies.core.state import HITS
+from dali.policies.prefetch.simple import NoPrefetch
+from dali.policies.types import NEVER, Capacity, CopyKind, InputError, LayerStep, Shape
 
 FOUR = [[0.4, 0.3, 0.2, 0.1]]  # popularity of four units: "popular" fills units 0, 1, ...
 

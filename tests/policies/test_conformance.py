@@ -20,21 +20,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig
 
-from policies.assignment import AllGPU, Greedy, LayerSplit
-from policies.cache import Cache, ScoreCache
-from policies.cache_policies import LFU, LRU, MRS, Belady, Static, WorkloadAware
-from policies.planner import Planner, Policy, replay_log
-from policies.prefetch import (
-    FrequencyPrefetch,
-    GainPrefetch,
-    NextLayer,
-    NoPrefetch,
-    OraclePrefetch,
-    PredictedPrefetch,
-    RandomPrefetch,
-)
-from policies.state import N_TO_COPY, STAGING, STAY
-from policies.types import AssignmentPolicy, CachePolicy, Capacity, InputError, LayerStep, PrefetchPolicy, Shape
+from dali.policies.assign.fixed import AllGPU, LayerSplit
+from dali.policies.assign.greedy import Greedy
+from dali.policies.cache.base import Cache, ScoreCache
+from dali.policies.cache.classic import LFU, LRU, Belady
+from dali.policies.cache.fixed import Static
+from dali.policies.cache.mrs import MRS
+from dali.policies.cache.workload import WorkloadAware
+from dali.policies.core.planner import Planner, Policy, replay_log
+from dali.policies.core.state import N_TO_COPY, STAGING, STAY
+from dali.policies.prefetch.gain import GainPrefetch
+from dali.policies.prefetch.predicted import OraclePrefetch, PredictedPrefetch
+from dali.policies.prefetch.simple import FrequencyPrefetch, NextLayer, NoPrefetch, RandomPrefetch
+from dali.policies.types import AssignmentPolicy, CachePolicy, Capacity, InputError, LayerStep, PrefetchPolicy, Shape
 
 CONF = Path(__file__).parents[2] / "conf"
 KINDS = ("assignment", "prefetch", "cache")

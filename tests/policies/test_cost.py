@@ -11,9 +11,9 @@ from driving import cost_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.cost import gpu_order, makespan, paper_makespan
-from policies.roofline import shared_bandwidth
-from policies.types import InputError, LayerView, Shape, Status
+from dali.policies.costs.objective import gpu_order, makespan, paper_makespan
+from dali.policies.costs.roofline import shared_bandwidth
+from dali.policies.types import InputError, LayerView, Shape, Status
 
 ABSENT, LANDING, RESIDENT = Status.ABSENT, Status.LANDING, Status.RESIDENT
 

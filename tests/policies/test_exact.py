@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from test_assignment import make_view, on_gpu, views
 
-from policies.assignment import Greedy, HybriMoE
-from policies.cost import makespan, paper_makespan
-from policies.exact import Exact
-from policies.ilp import ILP, solve
-from policies.types import AssignmentPolicy, InputError, Status
+from dali.policies.assign.exact import Exact
+from dali.policies.assign.greedy import Greedy
+from dali.policies.assign.hybrimoe import HybriMoE
+from dali.policies.assign.ilp import ILP, solve
+from dali.policies.costs.objective import makespan, paper_makespan
+from dali.policies.types import AssignmentPolicy, InputError, Status
 
 ABSENT, LANDING, RESIDENT = Status.ABSENT, Status.LANDING, Status.RESIDENT
 CONF = Path(__file__).parents[2] / "conf" / "assignment"

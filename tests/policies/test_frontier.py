@@ -14,12 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from policies.assignment import Greedy, HybriMoE
-from policies.cost import CostModel, Overheads, gpu_order, makespan
-from policies.frontier import Frontier, best_cut, sorted_units
-from policies.types import AssignmentPolicy, InputError, LayerView, Shape, Status
-from traces.synthetic import generate_profile
-from traces.workload import Workload
+from dali.policies.assign.frontier import Frontier, best_cut, sorted_units
+from dali.policies.assign.greedy import Greedy
+from dali.policies.assign.hybrimoe import HybriMoE
+from dali.policies.costs.model import CostModel, Overheads
+from dali.policies.costs.objective import gpu_order, makespan
+from dali.policies.types import AssignmentPolicy, InputError, LayerView, Shape, Status
+from dali.traces.synthetic import generate_profile
+from dali.traces.workload import Workload
 
 ABSENT, LANDING, RESIDENT = (int(status) for status in (Status.ABSENT, Status.LANDING, Status.RESIDENT))
 NO_STATE = None  # capacity and the planner's arrays: no assignment looks at them

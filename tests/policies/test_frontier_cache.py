@@ -8,12 +8,12 @@ from driving import cost_model, random_world
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.assignment import AllCPU, AllGPU
-from policies.frontier_cache import UNKNOWN, SavingCache, _next_victim, expected_saving
-from policies.planner import Planner, Policy
-from policies.prefetch import NoPrefetch, RandomPrefetch
-from policies.state import STAGING
-from policies.types import Capacity, CopyKind, LayerStep, Shape
+from dali.policies.assign.fixed import AllCPU, AllGPU
+from dali.policies.cache.frontier import UNKNOWN, SavingCache, expected_saving, next_victim
+from dali.policies.core.planner import Planner, Policy
+from dali.policies.core.state import STAGING
+from dali.policies.prefetch.simple import NoPrefetch, RandomPrefetch
+from dali.policies.types import Capacity, CopyKind, LayerStep, Shape
 
 # A CPU job of w tokens takes w seconds up to 4 tokens, a GPU job 0.25.
 CPU = np.array([0.0, 1.0, 2.0, 3.0, 4.0])
@@ -176,7 +176,7 @@ class Indexed(SavingCache):
         self._count(view)
         bottom = self._bottom.copy()
         bottom[view.layer] = UNKNOWN  # its scores have just changed
-        found = _next_victim(view.raw, view.layer, self.score, bottom, self._taken)
+        found = next_victim(view.raw, view.layer, self.score, bottom, self._taken)
         assert found == plain_victim(self.planner, view.layer)
         assert not self._taken.any()
 

@@ -10,12 +10,12 @@ from driving import random_world
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.cache_policies import Static
-from policies.cost import CostModel, Overheads
-from policies.frontier_prefetch import SavingPrefetch, demand_copies, judge, remember
-from policies.planner import Planner, Policy
-from policies.state import HINT_HEAD, HINT_TAIL
-from policies.types import Capacity, LayerStep, Shape, Status
+from dali.policies.cache.fixed import Static
+from dali.policies.core.planner import Planner, Policy
+from dali.policies.core.state import HINT_HEAD, HINT_TAIL
+from dali.policies.costs.model import CostModel, Overheads
+from dali.policies.prefetch.frontier import SavingPrefetch, demand_copies, judge, remember
+from dali.policies.types import Capacity, LayerStep, Shape, Status
 
 
 class Given:

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.measured import Curve, Geometry, Profile, Surface, monotone
-from policies.types import InputError
+from dali.policies.costs.measured import Curve, Geometry, Profile, Surface, monotone
+from dali.policies.types import InputError
 
 TIMES = st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=12)
 

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from driving import cost_model
 
-from policies.assignment import AllCPU, AllGPU
-from policies.cache import Cache
-from policies.cache_policies import LRU, Belady, Static
-from policies.planner import Planner, Policy
-from policies.prefetch import NoPrefetch
-from policies.state import HITS, IN_STAGING, LATE, REUSABLE_COUNT, STAGING
-from policies.types import NEVER, Capacity, CopyKind, InputError, LayerStep, Shape, Status
+from dali.policies.assign.fixed import AllCPU, AllGPU
+from dali.policies.cache.base import Cache
+from dali.policies.cache.classic import LRU, Belady
+from dali.policies.cache.fixed import Static
+from dali.policies.core.planner import Planner, Policy
+from dali.policies.core.state import HITS, IN_STAGING, LATE, REUSABLE_COUNT, STAGING
+from dali.policies.prefetch.simple import NoPrefetch
+from dali.policies.types import NEVER, Capacity, CopyKind, InputError, LayerStep, Shape, Status
 
 DEMAND, PREFETCH, SWAP = CopyKind.DEMAND, CopyKind.PREFETCH, CopyKind.SWAP
 

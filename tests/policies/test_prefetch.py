@@ -14,18 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from policies.cost import CostModel, Overheads
-from policies.prefetch import (
-    FrequencyPrefetch,
-    GainPrefetch,
-    NextLayer,
-    NoPrefetch,
-    OraclePrefetch,
-    PredictedPrefetch,
-    RandomPrefetch,
-    lose_recall,
-)
-from policies.types import InputError, LayerView, PrefetchPolicy, Shape, Status
+from dali.policies.costs.model import CostModel, Overheads
+from dali.policies.prefetch.gain import GainPrefetch
+from dali.policies.prefetch.predicted import OraclePrefetch, PredictedPrefetch, lose_recall
+from dali.policies.prefetch.simple import FrequencyPrefetch, NextLayer, NoPrefetch, RandomPrefetch
+from dali.policies.types import InputError, LayerView, PrefetchPolicy, Shape, Status
 
 ABSENT, LANDING, RESIDENT = Status.ABSENT, Status.LANDING, Status.RESIDENT
 CONF = Path(__file__).parents[2] / "conf" / "prefetch"

@@ -7,17 +7,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from policies.cache_policies import WorkloadAware
-from policies.cost import CostModel, Overheads
-from policies.frontier import Frontier
-from policies.planner import Planner, Policy
-from policies.prefetch import NoPrefetch, PredictedPrefetch
-from policies.roofline import ModelShape, Platform, Processor, roofline
-from policies.slicing import choose_slices, draw_resident, draw_workloads, expected_seconds
-from policies.types import Capacity, InputError, Shape
-from sim.engine import Engine
-from traces.synthetic import generate_profile
-from traces.workload import Workload
+from dali.policies.assign.frontier import Frontier
+from dali.policies.cache.workload import WorkloadAware
+from dali.policies.core.planner import Planner, Policy
+from dali.policies.costs.model import CostModel, Overheads
+from dali.policies.costs.roofline import ModelShape, Platform, Processor, roofline
+from dali.policies.costs.slicing import choose_slices, draw_resident, draw_workloads, expected_seconds
+from dali.policies.prefetch.predicted import PredictedPrefetch
+from dali.policies.prefetch.simple import NoPrefetch
+from dali.policies.types import Capacity, InputError, Shape
+from dali.sim.engine import Engine
+from dali.traces.synthetic import generate_profile
+from dali.traces.workload import Workload
 
 # Sizes of conf/model and conf/platform, which the tests of policies do not read.
 MIXTRAL = ModelShape(

@@ -6,14 +6,20 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the runtime extra")
 transformers = pytest.importorskip("transformers", reason="needs the runtime extra")
 
-from tiny_models import CORRECTED, EXPERTS, SORTED, TINY, TOP_K, VOCABULARY, prompts  # noqa: E402, F401
-from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402
+from tiny_models import CORRECTED, EXPERTS, SORTED, TINY, TOP_K, VOCABULARY, prompts  # noqa: F401
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from experiments.build import policy as configured  # noqa: E402
-from policies.cost import CostModel, Overheads  # noqa: E402
-from runtime.arena import HostArena  # noqa: E402
-from runtime.moe_layers import moe_layers  # noqa: E402
-from runtime.offloading import Offload, offload  # noqa: E402
+from dali.experiments.settings.objects import make_policy as configured
+from dali.policies.costs.model import (
+    CostModel,
+    Overheads,
+)
+from dali.runtime.device.host import HostArena
+from dali.runtime.execute.offload import (
+    Offload,
+    offload,
+)
+from dali.runtime.model.moe_layers import moe_layers
 
 # Inner widths that four slices divide.
 SIZES = TINY | {"intermediate_size": 32, "moe_intermediate_size": 32}

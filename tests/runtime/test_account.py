@@ -5,9 +5,12 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the runtime extra")
 
-from policies.types import Copy, CopyKind  # noqa: E402
-from runtime.account import Account  # noqa: E402
-from runtime.arena import HostArena  # noqa: E402
+from dali.policies.types import (
+    Copy,
+    CopyKind,
+)
+from dali.runtime.device.host import HostArena
+from dali.runtime.execute.account import Account
 
 
 @pytest.fixture

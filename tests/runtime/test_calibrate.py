@@ -7,19 +7,46 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the runtime extra")
 
-from offloading_cases import assert_restored, state, tiny  # noqa: E402
+from offloading_cases import assert_restored, state, tiny
 
-from policies.measured import Geometry  # noqa: E402
-from policies.types import InputError  # noqa: E402
-from runtime.arena import HostArena  # noqa: E402
-from runtime.calibrate import Plan, Settings, calibrate  # noqa: E402
-from runtime.calibrate_forward import NullExperts, passes  # noqa: E402
-from runtime.calibrate_link import Link, sizes_around  # noqa: E402
-from runtime.calibrate_machine import check_idle, check_same_machine, machine  # noqa: E402
-from runtime.calibrate_probe import COPY, CPU, GPU, Part, Probe, rows  # noqa: E402
-from runtime.calibrate_solve import Samples, Solver, line, outliers_of, spread_of  # noqa: E402
+from dali.policies.costs.measured import Geometry
+from dali.policies.types import InputError
+from dali.runtime.calibrate.calibration import (
+    CalibrationPlan,
+    CalibrationSettings,
+    calibrate,
+)
+from dali.runtime.calibrate.forward import (
+    NullExperts,
+    passes,
+)
+from dali.runtime.calibrate.link import (
+    LinkProbe,
+    sizes_around,
+)
+from dali.runtime.calibrate.probe import (
+    COPY,
+    CPU,
+    GPU,
+    Part,
+    Probe,
+    rows,
+)
+from dali.runtime.calibrate.solve import (
+    Samples,
+    Solver,
+    line,
+    outliers_of,
+    spread_of,
+)
+from dali.runtime.device.host import HostArena
+from dali.runtime.device.machine import (
+    check_idle,
+    check_same_machine,
+    machine,
+)
 
-SMALL = Settings(tokens=(1, 4), batches=(1, 2), contexts=(4, 12), prefill=(4, 16), rounds=2, copies=3)
+SMALL = CalibrationSettings(tokens=(1, 4), batches=(1, 2), contexts=(4, 12), prefill=(4, 16), rounds=2, copies=3)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +119,7 @@ def test_dense_part_knows_tokens_and_context(probe):
 def test_copies_last_as_long_as_the_link_says():
     """20 kB at 2 MB/s: 10 ms each or more, however many are outstanding."""
     arena = HostArena(2e6)
-    link = Link(arena, 1 << 15)
+    link = LinkProbe(arena, 1 << 15)
     for outstanding in (1, 2):
         assert link.seconds(20_000, outstanding, 3) >= 0.99e-2
     link.release()
@@ -188,7 +215,7 @@ def test_overheads_add_up_to_what_shots_took():
 
 def test_points_of_a_plan(probe):
     """8 experts, 4 resident, 2 a token; at least one of the absent ones is left staged by the copies before."""
-    plan = Plan(probe, SMALL)
+    plan = CalibrationPlan(probe, SMALL)
     assert plan.levels[GPU] == [1, 2, 4]
     assert plan.levels[CPU] == [1, 2, 4, 8]
     assert plan.both == 4
@@ -228,7 +255,7 @@ def test_profile_of_a_model():
 )
 def test_settings_are_checked(wrong):
     with pytest.raises(InputError):
-        Settings(**wrong)
+        CalibrationSettings(**wrong)
 
 
 def test_another_machine_is_refused():
@@ -242,7 +269,7 @@ def test_another_machine_is_refused():
 
 
 def test_a_busy_gpu_is_refused(monkeypatch):
-    import runtime.calibrate_machine as module
+    import dali.runtime.device.machine as module
 
     monkeypatch.setattr(module, "gpu_details", lambda device: {"utilization.gpu": "50"})
     with pytest.raises(InputError, match="GPU: found it 50 % busy"):

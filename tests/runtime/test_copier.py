@@ -8,18 +8,25 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the runtime extra")
 
-from offloading_cases import costs, tiny  # noqa: E402
+from offloading_cases import costs, tiny
 
-from experiments.build import policy as configured  # noqa: E402
-from policies.planner import Planner  # noqa: E402
-from policies.types import Capacity, Copy, CopyKind, LayerStep, Shape, Status  # noqa: E402
-from runtime.account import Account  # noqa: E402
-from runtime.arena import HostArena  # noqa: E402
-from runtime.copier import Link  # noqa: E402
-from runtime.layout import unit_layout  # noqa: E402
-from runtime.moe_layers import moe_layers  # noqa: E402
-from runtime.slots import Slots  # noqa: E402
-from runtime.store import HostStore  # noqa: E402
+from dali.experiments.settings.objects import make_policy as configured
+from dali.policies.core.planner import Planner
+from dali.policies.types import (
+    Capacity,
+    Copy,
+    CopyKind,
+    LayerStep,
+    Shape,
+    Status,
+)
+from dali.runtime.device.host import HostArena
+from dali.runtime.execute.account import Account
+from dali.runtime.execute.host_store import HostStore
+from dali.runtime.execute.link import Link
+from dali.runtime.execute.slots import Slots
+from dali.runtime.model.layout import unit_layout
+from dali.runtime.model.moe_layers import moe_layers
 
 
 class Gated(HostArena):

@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the runtime extra")
 
-from offloading_cases import (  # noqa: E402
+from offloading_cases import (
     EXPERTS,
     LIVE_POLICIES,
     assert_restored,
@@ -21,17 +21,23 @@ from offloading_cases import (  # noqa: E402
     tiny,
 )
 
-import runtime  # noqa: E402
-import runtime.offloading as offloading  # noqa: E402
-from experiments.build import policy as configured  # noqa: E402
-from policies.planner import Planner, replay_log  # noqa: E402
-from policies.types import InputError  # noqa: E402
-from runtime.moe_layers import moe_layers  # noqa: E402
-from runtime.record import Recorder  # noqa: E402
-from sim.engine import Engine  # noqa: E402
-from sim.timeline import Spans, check_exclusive  # noqa: E402
-from traces.trace import Trace  # noqa: E402
-from traces.workload import Workload  # noqa: E402
+import dali.runtime.execute.offload as offloading
+from dali import runtime
+from dali.experiments.settings.objects import make_policy as configured
+from dali.policies.core.planner import (
+    Planner,
+    replay_log,
+)
+from dali.policies.types import InputError
+from dali.runtime.model.moe_layers import moe_layers
+from dali.runtime.record.recorder import Recorder
+from dali.sim.engine import Engine
+from dali.sim.timeline import (
+    Spans,
+    check_exclusive,
+)
+from dali.traces.trace import Trace
+from dali.traces.workload import Workload
 
 
 def fresh_planner(run, name: str, **others) -> Planner:
@@ -81,7 +87,7 @@ def test_live_steps_are_those_of_the_recorded_trace(slices, tmp_path):
 
 def test_order_of_use(make_trace):
     """Two tokens choose experts 3, 1 and 1, 5: last used in the order 3, 1, 5; each slice follows its expert."""
-    from runtime.layer_steps import LiveSteps, routed
+    from dali.runtime.execute.layer_steps import LiveSteps, routed
 
     asked = {"source": None, "ahead": 1, "next_use": False, "router_scores": False, "order": "last"}
     routing = routed(np.array([[3, 1], [1, 5]], np.int32), np.ones((2, 2), np.float32), EXPERTS)
@@ -178,7 +184,7 @@ def test_forced_routing_must_be_followed(random_trace):
             generate(model, prompts(2, 4), 3)
 
 
-BELADY = "on_demand cache._target_=policies.cache_policies.Belady"
+BELADY = "on_demand cache._target_=dali.policies.cache.classic.Belady"
 
 
 @pytest.mark.parametrize("policy", ["naive", "on_demand", BELADY, "ktransformers"])

@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the runtime extra")
 
-from offloading_cases import (  # noqa: E402
+from offloading_cases import (
     ARCHITECTURES,
     LIVE_POLICIES,
     assert_restored,
@@ -19,7 +19,7 @@ from offloading_cases import (  # noqa: E402
     tiny,
 )
 
-from runtime.moe_layers import moe_layers  # noqa: E402
+from dali.runtime.model.moe_layers import moe_layers
 
 GENERATED = 3
 CAPACITIES = (2, 7, 1.0)

@@ -11,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the runtime extra")
 
-from offloading_cases import (  # noqa: E402
+from offloading_cases import (
     VOCABULARY,
     SlowArena,
     assert_restored,
@@ -23,9 +23,9 @@ from offloading_cases import (  # noqa: E402
     tiny,
 )
 
-import runtime.cpu_experts as cpu_experts  # noqa: E402
-from runtime.arena import HostArena  # noqa: E402
-from runtime.moe_layers import moe_layers  # noqa: E402
+import dali.runtime.execute.cpu_experts as cpu_experts
+from dali.runtime.device.host import HostArena
+from dali.runtime.model.moe_layers import moe_layers
 
 DEADLOCK = 300
 

@@ -7,17 +7,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.types import InputError
-from traces import container
+from dali.policies.types import InputError
+from dali.traces import tensor_file
 
 torch = pytest.importorskip("torch", reason="needs the runtime extra")
 pytest.importorskip("transformers", reason="needs the runtime extra")
 
-from tiny_models import prompts, tiny  # noqa: E402
+from tiny_models import prompts, tiny
 
-from runtime.fitting import Fitting  # noqa: E402
-from runtime.moe_layers import MoeLayer, moe_layers  # noqa: E402
-from runtime.predictors import Predictors, beside  # noqa: E402
+from dali.runtime.model.moe_layers import (
+    MoeLayer,
+    moe_layers,
+)
+from dali.runtime.predict.fitting import Fitting
+from dali.runtime.predict.predictors import (
+    Predictors,
+    beside,
+)
 
 
 class TopK(torch.nn.Module):
@@ -238,7 +244,7 @@ def test_file_that_is_not_whole(model, found, tmp_path):
     path, layers = tmp_path / "p.safetensors", moe_layers(model)
     with pytest.raises(InputError, match="no such file"):
         Predictors.load(path, layers)
-    container.write(path, found.arrays, {"format": "dali-trace"})
+    tensor_file.write(path, found.arrays, {"format": "dali-trace"})
     with pytest.raises(InputError, match="'dali-trace', expected 'dali-predictors'"):
         Predictors.load(path, layers)
     strings = {name: str(value) for name, value in dataclasses.asdict(found.origin).items()}
@@ -248,10 +254,10 @@ def test_file_that_is_not_whole(model, found, tmp_path):
         ({"tokens": "many"}, "tokens: found 'many'"),
         ({"ahead": "7"}, "for 7 layers ahead"),
     ):
-        container.write(path, found.arrays, head | strings | change)
+        tensor_file.write(path, found.arrays, head | strings | change)
         with pytest.raises(InputError, match=match):
             Predictors.load(path, layers)
-    container.write(path, {"ridge.slope": found.arrays["ridge.slope"]}, head | strings)
+    tensor_file.write(path, {"ridge.slope": found.arrays["ridge.slope"]}, head | strings)
     with pytest.raises(InputError, match=r"found arrays .*ridge\.slope.*residual"):
         Predictors.load(path, layers)
 

@@ -7,21 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from policies.types import InputError
-from traces.trace import Trace, none_id
+from dali.policies.types import InputError
+from dali.traces.expert_ids import none_id
+from dali.traces.trace import Trace
 
 torch = pytest.importorskip("torch", reason="needs the runtime extra")
 transformers = pytest.importorskip("transformers", reason="needs the runtime extra")
 
-from tiny_models import CORRECTED, EXPERTS, SORTED, TOP_K, generate, prompts, routers, tiny  # noqa: E402
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS  # noqa: E402
+from tiny_models import CORRECTED, EXPERTS, SORTED, TOP_K, generate, prompts, routers, tiny
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from runtime.experts_hook import reading  # noqa: E402
-from runtime.fitting import Fitting  # noqa: E402
-from runtime.moe_layers import moe_layers  # noqa: E402
-from runtime.predictors import GatePredictor  # noqa: E402
-from runtime.record import Recorder  # noqa: E402
-from runtime.routing import Routing  # noqa: E402
+from dali.runtime.model.experts_hook import reading
+from dali.runtime.model.moe_layers import moe_layers
+from dali.runtime.predict.fitting import Fitting
+from dali.runtime.predict.predictors import GatePredictor
+from dali.runtime.predict.routing import Routing
+from dali.runtime.record.recorder import Recorder
 
 
 def record(model, path, ids, count: int, **others):

@@ -3,19 +3,22 @@
 import numpy as np
 import pytest
 
-from policies.types import InputError
-from traces.trace import Trace
+from dali.policies.types import InputError
+from dali.traces.trace import Trace
 
 torch = pytest.importorskip("torch", reason="needs the runtime extra")
 pytest.importorskip("transformers", reason="needs the runtime extra")
 
-from tiny_models import CORRECTED, SORTED, prompts, routers, tiny  # noqa: E402
+from tiny_models import CORRECTED, SORTED, prompts, routers, tiny
 
-from runtime.experts_hook import reading, watching  # noqa: E402
-from runtime.moe_layers import moe_layers  # noqa: E402
-from runtime.predictors import GatePredictor  # noqa: E402
-from runtime.record import Recorder  # noqa: E402
-from runtime.routing import Routing  # noqa: E402
+from dali.runtime.model.experts_hook import (
+    reading,
+    watching,
+)
+from dali.runtime.model.moe_layers import moe_layers
+from dali.runtime.predict.predictors import GatePredictor
+from dali.runtime.predict.routing import Routing
+from dali.runtime.record.recorder import Recorder
 
 
 def run(model, ids):

@@ -7,14 +7,18 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the runtime extra")
 
-from offloading_cases import ARCHITECTURES, tiny  # noqa: E402
+from offloading_cases import ARCHITECTURES, tiny
 
-from policies.types import InputError  # noqa: E402
-from runtime import arena as arenas  # noqa: E402
-from runtime.arena import HostArena, free_host_bytes, page_memory  # noqa: E402
-from runtime.layout import unit_layout  # noqa: E402
-from runtime.moe_layers import moe_layers  # noqa: E402
-from runtime.store import HostStore  # noqa: E402
+from dali.policies.types import InputError
+from dali.runtime.device import memory
+from dali.runtime.device.host import HostArena
+from dali.runtime.device.memory import (
+    free_host_bytes,
+    page_memory,
+)
+from dali.runtime.execute.host_store import HostStore
+from dali.runtime.model.layout import unit_layout
+from dali.runtime.model.moe_layers import moe_layers
 
 
 def store_of(model, slices: int, arena=None) -> HostStore:
@@ -131,8 +135,8 @@ def test_free_host_memory(limit, free, tmp_path, monkeypatch):
     (tmp_path / "memory.max").write_text(f"{limit}\n")
     (tmp_path / "memory.current").write_text(f"{500 * 1024}\n")
     (tmp_path / "memory.stat").write_text(f"anon 1\nactive_file {50 * 1024}\ninactive_file {150 * 1024}\n")
-    monkeypatch.setattr(arenas, "_MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(arenas, "_CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
     assert free_host_bytes() == free
 
 

@@ -9,22 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from policies.assignment import AllGPU, Greedy, HybriMoE
-from policies.cache_policies import LFU, LRU, MRS, Belady, Static, WholeLayers, WorkloadAware
-from policies.cost import Contention, CostModel, Overheads
-from policies.planner import Planner, Policy
-from policies.prefetch import (
-    FrequencyPrefetch,
-    GainPrefetch,
-    NextLayer,
-    NoPrefetch,
-    OraclePrefetch,
-    PredictedPrefetch,
-    RandomPrefetch,
-)
-from policies.types import Bools, Capacity, LayerView, Shape
-from traces.trace import Trace
-from traces.workload import Workload
+from dali.policies.assign.fixed import AllGPU
+from dali.policies.assign.greedy import Greedy
+from dali.policies.assign.hybrimoe import HybriMoE
+from dali.policies.cache.classic import LFU, LRU, Belady
+from dali.policies.cache.fixed import Static, WholeLayers
+from dali.policies.cache.mrs import MRS
+from dali.policies.cache.workload import WorkloadAware
+from dali.policies.core.planner import Planner, Policy
+from dali.policies.costs.model import Contention, CostModel, Overheads
+from dali.policies.prefetch.gain import GainPrefetch
+from dali.policies.prefetch.predicted import OraclePrefetch, PredictedPrefetch
+from dali.policies.prefetch.simple import FrequencyPrefetch, NextLayer, NoPrefetch, RandomPrefetch
+from dali.policies.types import Bools, Capacity, LayerView, Shape
+from dali.traces.trace import Trace
+from dali.traces.workload import Workload
 
 
 class RandomAssignment:

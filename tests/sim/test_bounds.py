@@ -13,22 +13,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import conf
-from experiments import build
-from policies.assignment import AllCPU, AllGPU
-from policies.cache import Cache
-from policies.cache_policies import Belady, Static
-from policies.cost import CostModel, Overheads
-from policies.planner import Planner, Policy
-from policies.prefetch import NoPrefetch, OraclePrefetch
-from policies.roofline import roofline
-from policies.types import Bools, Capacity, InputError, Ints, LayerView, Shape
-from sim.bounds import lower_bound
-from sim.engine import Engine, Simulation
-from sim.relaxation import Prices, Relaxation
-from traces.metadata import Metadata
-from traces.trace import Trace
-from traces.workload import Workload
+from dali import conf
+from dali.experiments.settings.compose import configuration
+from dali.experiments.settings.objects import make, make_policy
+from dali.policies.assign.fixed import AllCPU, AllGPU
+from dali.policies.cache.base import Cache
+from dali.policies.cache.classic import Belady
+from dali.policies.cache.fixed import Static
+from dali.policies.core.planner import Planner, Policy
+from dali.policies.costs.model import CostModel, Overheads
+from dali.policies.costs.roofline import roofline
+from dali.policies.prefetch.predicted import OraclePrefetch
+from dali.policies.prefetch.simple import NoPrefetch
+from dali.policies.types import Bools, Capacity, InputError, Ints, LayerView, Shape
+from dali.sim.bounds import lower_bound
+from dali.sim.engine import Engine, Simulation
+from dali.sim.relaxation import Prices, Relaxation
+from dali.traces.metadata import Metadata
+from dali.traces.trace import Trace
+from dali.traces.workload import Workload
 
 SEEDS = st.integers(0, 2**32 - 1)
 ROUNDED = 1 + 1e-9
@@ -143,9 +146,9 @@ def small_model(random_trace: Callable[..., Trace]) -> tuple[list[str], Workload
 @pytest.mark.parametrize("name", POLICIES)
 def test_every_policy_of_conf(name: str, small_model: tuple[list[str], Workload]) -> None:
     overrides, workload = small_model
-    config = build.configuration("compare", overrides)
-    model, platform = build.make(config.model, "model"), build.make(config.platform, "platform")
-    _, policy = build.policy("compare", overrides, name)
+    config = configuration("compare", overrides)
+    model, platform = make(config.model, "model"), make(config.platform, "platform")
+    _, policy = make_policy("compare", overrides, name)
     charged = roofline(model, platform, workload.max_tokens, attention_on=policy.attention_on)
     popularity = np.random.default_rng(0).random((4, 16))
     shape = Shape(4, 16, np.full(4, model.unit_bytes(), np.int64), popularity)

@@ -11,14 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.assignment import AllCPU, AllGPU, Greedy, HybriMoE
-from policies.cache import Cache
-from policies.cache_policies import Static, WorkloadAware
-from policies.cost import Contention, CostModel, Overheads
-from policies.planner import Planner, Policy
-from policies.prefetch import GainPrefetch, NoPrefetch
-from policies.state import NONE
-from policies.types import (
+from dali.policies.assign.fixed import AllCPU, AllGPU
+from dali.policies.assign.greedy import Greedy
+from dali.policies.assign.hybrimoe import HybriMoE
+from dali.policies.cache.base import Cache
+from dali.policies.cache.fixed import Static
+from dali.policies.cache.workload import WorkloadAware
+from dali.policies.columns import DENSE, LANE_LINK, LANES, METRICS
+from dali.policies.core.planner import Planner, Policy
+from dali.policies.core.state import NONE
+from dali.policies.costs.model import Contention, CostModel, Overheads
+from dali.policies.prefetch.gain import GainPrefetch
+from dali.policies.prefetch.simple import NoPrefetch
+from dali.policies.types import (
     AssignmentPolicy,
     Bools,
     Capacity,
@@ -29,12 +34,11 @@ from policies.types import (
     PrefetchPolicy,
     Shape,
 )
-from sim.engine import Engine, Simulation
-from sim.servers import METRICS
-from sim.timeline import DENSE, LANE_LINK, LANES, check_exclusive
-from traces.metadata import Metadata
-from traces.trace import Trace
-from traces.workload import Workload
+from dali.sim.engine import Engine, Simulation
+from dali.sim.timeline import check_exclusive
+from dali.traces.metadata import Metadata
+from dali.traces.trace import Trace
+from dali.traces.workload import Workload
 
 SEEDS = st.integers(0, 2**32 - 1)
 

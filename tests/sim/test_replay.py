@@ -12,19 +12,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.assignment import AllGPU
-from policies.cache import Cache
-from policies.cache_policies import LFU, LRU, MRS, Belady, Static, WholeLayers, WorkloadAware
-from policies.cost import CostModel, Overheads
-from policies.planner import Planner, Policy
-from policies.prefetch import NoPrefetch
-from policies.types import Capacity, LayerView, Shape
-from sim.engine import Engine
-from sim.replay import Lookups, replay, working_set
-from traces.importers.bigmoeonedge import import_bigmoeonedge, residency
-from traces.stats import lru_hit_rates
-from traces.trace import Trace
-from traces.workload import Workload
+from dali.policies.assign.fixed import AllGPU
+from dali.policies.cache.base import Cache
+from dali.policies.cache.classic import LFU, LRU, Belady
+from dali.policies.cache.fixed import Static, WholeLayers
+from dali.policies.cache.mrs import MRS
+from dali.policies.cache.workload import WorkloadAware
+from dali.policies.core.planner import Planner, Policy
+from dali.policies.costs.model import CostModel, Overheads
+from dali.policies.prefetch.simple import NoPrefetch
+from dali.policies.types import Capacity, LayerView, Shape
+from dali.sim.engine import Engine
+from dali.sim.replay import Lookups, replay, working_set
+from dali.traces.importers.bigmoeonedge import import_bigmoeonedge, residency
+from dali.traces.stats import lru_hit_rates
+from dali.traces.trace import Trace
+from dali.traces.workload import Workload
 
 Make = Callable[..., Trace]
 SEEDS = st.integers(0, 2**32 - 1)

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.simpy_model import simulate
-from policies.planner import Planner, replay_log
-from policies.state import NONE
-from policies.types import CopyKind
-from sim.engine import Engine
+from dali.policies.core.planner import Planner, replay_log
+from dali.policies.core.state import NONE
+from dali.policies.types import CopyKind
+from dali.sim.engine import Engine
+from oracles.simpy_twin import simulate
 
 SEEDS = st.integers(0, 2**32 - 1)
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sim.timeline import DENSE, LANES, Spans, check_exclusive
+from dali.policies.columns import DENSE, LANES
+from dali.sim.timeline import Spans, check_exclusive
 
 GPU, CPU, DEMAND, PREFETCH, SWAP = range(5)
 

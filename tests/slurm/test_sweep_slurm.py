@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments import sweep, sweep_points
-from experiments.cli import main
-from experiments.sweep_launch import Launcher
+from dali.experiments.cli import main
+from dali.experiments.verbs.sweep import points, verb
+from dali.experiments.verbs.sweep.launch import Launcher
+from dali.experiments.verbs.sweep.request import request
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,7 +49,7 @@ def test_sixteen_points_on_every_launcher(toy, tmp_path, monkeypatch, capsys):
 def test_a_point_whose_job_is_killed_fails_alone(toy, tmp_path, monkeypatch, launcher):
     """Two jobs of two points; the first point kills its job."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    good = sweep_points.request(sweep_points.Point("toy", {}, [f"trace={toy}", "policies=[dali]"], {}), [0])
+    good = request(points.Point("toy", {}, [f"trace={toy}", "policies=[dali]"], {}), [0])
     work = {**good.config["workload"], "batch": [1], "prompt": 4, "generate": 3}
     good = replace(good, config={**good.config, "workload": work, "cache_share": 0.75})
     deadly = replace(
@@ -58,7 +59,7 @@ def test_a_point_whose_job_is_killed_fails_alone(toy, tmp_path, monkeypatch, lau
     store = tmp_path / "points"
     store.mkdir()
     chosen = Launcher([f"hydra/launcher={launcher}"], 2)
-    errors = sweep._simulate(requests, chosen, tmp_path, store, again=False)
+    errors = verb._simulate(requests, chosen, tmp_path, store, again=False)
     assert set(errors) == {deadly.key}
     assert "its job died" in errors[deadly.key]["error"]
     assert {path.stem for path in store.iterdir()} == {request.key for request in requests[1:]}

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from policies.types import InputError
-from traces.importers import IMPORTERS, import_trace
-from traces.importers.bigmoeonedge import residency
-from traces.trace import Trace
-from traces.workload import Workload
+from dali.policies.types import InputError
+from dali.traces.importers import IMPORTERS, import_trace
+from dali.traces.importers.bigmoeonedge import residency
+from dali.traces.trace import Trace
+from dali.traces.workload import Workload
 
 NVMOE = "[[1, 5], [1, 2], [2, 0], [2, 1]]\n[[1, 3], [1, 4], [2, 6], [2, 7]]\n"
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.types import InputError
-from traces import recall, stats
-from traces.trace import Trace
-from traces.workload import Workload
+from dali.policies.types import InputError
+from dali.traces import recall, stats
+from dali.traces.trace import Trace
+from dali.traces.workload import Workload
 
 Make = Callable[..., Trace]
 NONE = 255

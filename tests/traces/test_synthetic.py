@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from policies.types import InputError
-from traces.fit import figures, first_slots, fit
-from traces.profiles import PROFILES, Profile
-from traces.synthetic import _evolve, _top_k, generate, generate_profile, generate_resized, model_of
-from traces.trace import Trace, none_id
+from dali.policies.types import InputError
+from dali.traces.expert_ids import none_id
+from dali.traces.fit_profiles import figures, first_slots, fit
+from dali.traces.profiles import PROFILES, RoutingProfile
+from dali.traces.synthetic import _evolve, _top_k, generate, generate_profile, generate_resized, model_of
+from dali.traces.trace import Trace
 
-SMALL = Profile(
+SMALL = RoutingProfile(
     name="small",
     layers=6,
     experts=16,
@@ -211,7 +212,7 @@ def test_topic_raises_hit_rates(low: float, rise: float, seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_drift_carries_further_than_persistence(seed: int) -> None:
-    def shared(profile: Profile, distance: int) -> float:
+    def shared(profile: RoutingProfile, distance: int) -> float:
         ids = generate(profile, 1, 0, 400, seed).experts
         return float((ids[distance:, :, :, None] == ids[:-distance, :, None, :]).any(axis=-1).mean())
 
@@ -321,7 +322,7 @@ def test_configuration_reads_a_file(tmp_path: Path) -> None:
 
 
 def option(name: str, *overrides: str) -> Trace:
-    with initialize_config_module("conf", version_base="1.3"):
+    with initialize_config_module("dali.conf", version_base="1.3"):
         trace = instantiate(compose(overrides=[f"+trace={name}", *overrides])["trace"])
     assert isinstance(trace, Trace)
     return trace

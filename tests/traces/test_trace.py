@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from policies.types import InputError
-from traces.metadata import Metadata, from_strings
-from traces.trace import FORMAT, Trace, none_id
+from dali.policies.types import InputError
+from dali.traces.expert_ids import none_id
+from dali.traces.metadata import Metadata, from_strings
+from dali.traces.trace import FORMAT, Trace
 
 Make = Callable[..., Trace]
 

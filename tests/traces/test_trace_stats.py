@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.types import InputError
-from traces.importers import import_trace
-from traces.stats import busiest, lru_by_share, lru_hit_rates, recall, reuse, statistics, top_share
-from traces.trace import Trace
-from traces.workload import Workload
+from dali.policies.types import InputError
+from dali.traces.importers import import_trace
+from dali.traces.stats import busiest, lru_by_share, lru_hit_rates, recall, reuse, statistics, top_share
+from dali.traces.trace import Trace
+from dali.traces.workload import Workload
 
 Make = Callable[..., Trace]
 

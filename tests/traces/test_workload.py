@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from policies.types import NEVER, InputError
-from traces.metadata import Metadata
-from traces.trace import Trace
-from traces.workload import FORMAT, Step, Workload, load_any, popularity
+from dali.policies.types import NEVER, InputError
+from dali.traces.metadata import Metadata
+from dali.traces.step import Step
+from dali.traces.trace import Trace
+from dali.traces.workload import FORMAT, Workload, load_any, popularity
 
 Make = Callable[..., Trace]
 FIELDS = ("workload", "predicted", "router_scores", "next_use", "order", "active")

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from policies.types import InputError
-from traces.importers.bigmoeonedge import import_bigmoeonedge
-from traces.importers.fiddler import import_fiddler
-from traces.importers.nvmoe import import_nvmoe
-from traces.importers.olmoe_prefill import import_olmoe_prefill
-from traces.trace import Trace
-from traces.workload import Workload
+from dali.policies.types import InputError
+from dali.traces.importers.bigmoeonedge import import_bigmoeonedge
+from dali.traces.importers.fiddler import import_fiddler
+from dali.traces.importers.nvmoe import import_nvmoe
+from dali.traces.importers.olmoe_prefill import import_olmoe_prefill
+from dali.traces.trace import Trace
+from dali.traces.workload import Workload
 
 IMPORTERS: dict[str, Callable[..., Trace | Workload]] = {
     "bigmoeonedge": import_bigmoeonedge,

@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.types import InputError, Ints
-from traces.importers.reading import Paths, lines, malformed, single
-from traces.metadata import Metadata
-from traces.trace import Trace, id_type, none_id
+from dali.policies.types import InputError, Ints
+from dali.traces.expert_ids import id_type, none_id
+from dali.traces.importers.reading import Paths, lines, malformed, single
+from dali.traces.metadata import Metadata
+from dali.traces.trace import Trace
 
 _COLUMNS = "turn,phase,step,layer,slot,expert,weight,residency,expert_bytes"
 _ROW = re.compile(

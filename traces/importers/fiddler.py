@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from policies.types import InputError, Ints
-from traces.importers.reading import Paths, is_number, malformed, parse_json
-from traces.metadata import Metadata
-from traces.workload import Workload
+from dali.policies.types import InputError, Ints
+from dali.traces.importers.reading import Paths, is_number, malformed, parse_json
+from dali.traces.metadata import Metadata
+from dali.traces.workload import Workload
 
 
 def import_fiddler(paths: Paths, top_k: int = 2, model: str = "mixtral_8x7b") -> Workload:

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from policies.types import InputError
-from traces.importers.reading import Paths, is_number, lines, malformed, parse_json, single
-from traces.metadata import Metadata
-from traces.trace import Ids, Trace, id_type
+from dali.policies.types import InputError
+from dali.traces.expert_ids import Ids, id_type
+from dali.traces.importers.reading import Paths, is_number, lines, malformed, parse_json, single
+from dali.traces.metadata import Metadata
+from dali.traces.trace import Trace
 
 
 def import_nvmoe(

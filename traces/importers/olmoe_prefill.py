@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from policies.types import InputError, Ints
-from traces.importers.reading import Paths, is_number, lines, malformed, parse_json, single
-from traces.metadata import Metadata
-from traces.workload import Workload
+from dali.policies.types import InputError, Ints
+from dali.traces.importers.reading import Paths, is_number, lines, malformed, parse_json, single
+from dali.traces.metadata import Metadata
+from dali.traces.workload import Workload
 
 
 def import_olmoe_prefill(

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from policies.types import InputError
+from dali.policies.types import InputError
 
 Paths = Sequence[str | Path]
 

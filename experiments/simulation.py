@@ -1,0 +1,67 @@
+"""One policy on one workload of a scene, in simulated time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from omegaconf import DictConfig
+
+from dali.experiments.scene import Scene, cost_model, in_policy_units, shape_of
+from dali.experiments.settings import read
+from dali.policies.columns import PREFILL
+from dali.policies.core.planner import Planner, Policy
+from dali.policies.costs.measured import Profile
+from dali.policies.costs.roofline import Platform
+from dali.policies.types import Capacity, InputError
+from dali.sim.engine import Engine, Simulation
+from dali.traces.workload import Workload
+
+
+def check_memory(name: str, policy: Policy, scene: Scene) -> None:
+    """InputError if a policy's staging area does not leave a slot of the GPU memory for what stays."""
+    if scene.slots <= policy.staging:
+        raise InputError(
+            f"policy {name}: found GPU memory for {scene.slots} units, expected more than its staging area of "
+            f"{policy.staging} (cache_share, expert_memory_gb, policy.staging)"
+        )
+
+
+def simulate(
+    scene: Scene,
+    believed: Platform | Profile,
+    policy: Policy,
+    workload: Workload,
+    recorded: Sequence[int],
+    bar: Any = None,
+) -> Simulation:
+    """One policy on one workload with the scene's GPU memory, its own staging slots included.
+
+    The policy decides by the costs of `believed`; the scene's platform is charged.  Units are as fine as it asks for.
+    """
+    scene, workload = in_policy_units(scene, policy, workload)
+    shape, _ = shape_of(scene, workload)
+    capacity = Capacity.in_units(scene.slots - policy.staging, policy.cache.scope, shape.layers)
+    charged, expected = (
+        cost_model(scene.model, platform, workload.max_tokens, scene.slices, policy.attention_on)
+        for platform in (scene.platform, believed)
+    )
+    planner = Planner(policy, shape, capacity, expected, scene.seed)
+    progress = None if bar is None else lambda step: bar.update()
+    return Engine(planner, charged).run(workload, recorded, progress)
+
+
+def recorded_steps(workload: Workload, config: DictConfig) -> list[int]:
+    """The steps that timelines show: the last of prefill and the first of decode."""
+    prefill = read.whole(config, "timeline.prefill_steps", 0)
+    decode = read.whole(config, "timeline.decode_steps", 0)
+    first_decode = sum(step.phase == PREFILL for step in workload.steps())
+    return list(range(max(0, first_decode - prefill), min(workload.n_steps, first_decode + decode)))
+
+
+def working_set_warning(what: str, capacity: int, needed: int) -> str:
+    """The warning of a global cache that one step runs through (arXiv 2608.07911)."""
+    return (
+        f"{what}: a global cache of {capacity} units is below the {needed} that one step uses; "
+        "a global LRU of that size never hits."
+    )

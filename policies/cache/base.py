@@ -1,0 +1,305 @@
+"""What stays on the GPU.  A policy is its score; the base classes own the loops.
+
+`Cache` is for policies that decide unit by unit (`admit`, `victim`); its loops are plain Python.
+`ScoreCache` is for "keep the highest score": its loops are compiled, and a policy only maintains
+`score`.  The conformance suite checks that the two loops agree.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import numpy as np
+
+from dali.policies.core.jit import kernel
+from dali.policies.core.packing import Packed
+from dali.policies.core.state import N_TO_COPY, RESIDENT, STAGING, STAY, evict, keep_staged, stays, unpack
+from dali.policies.require import require_choice
+from dali.policies.types import Capacity, Floats, InputError, Ints, LayerView, Shape
+
+SCOPES = ("layer", "global")
+FILLS = ("empty", "random", "popular")
+NO_PAIRS: Ints = np.zeros((0, 2), np.int32)
+NO_SCORES: Floats = np.zeros(0)
+
+
+class Cache(ABC):
+    """Base of all cache policies.
+
+    scope  "layer": each layer has its own slots; "global": one pool over all layers
+    fill   what is resident before the first step: "empty", "random" (as DALI starts) or "popular"
+
+    `needs_next_use`, `needs_router_scores` and `needs_order` tell a driver what to annotate layer steps with;
+    `fixed` is True where nothing ever moves.
+    """
+
+    fixed: ClassVar[bool] = False
+    needs_next_use: ClassVar[bool] = False
+    needs_order: ClassVar[bool] = False
+    needs_router_scores: ClassVar[bool] = False
+
+    def __init__(self, scope: str = "layer", fill: str = "random") -> None:
+        self.scope = require_choice("cache.scope", scope, SCOPES)
+        self.fill = require_choice("cache.fill", fill, FILLS)
+
+    def reset(self, shape: Shape, capacity: Capacity, rng: np.random.Generator) -> None:
+        """Start afresh."""
+        self.shape = shape
+        self.capacity = capacity
+        self.rng = rng
+
+    def initial(self) -> Ints:
+        """Keys resident before the first step: as many a group as it has slots, by `fill`."""
+        if self.fill == "empty":
+            return np.zeros(0, np.int32)
+        if self.fill == "popular":
+            return self._best(self._popularity())
+        return self._best(self.rng.random((self.shape.layers, self.shape.units)))
+
+    def _popularity(self) -> Floats:
+        if self.shape.popularity is None:
+            raise InputError(
+                "cache.fill: found 'popular' but the popularity of the units is not known, expected a "
+                "trace with sequences left over for calibration"
+            )
+        return self.shape.popularity
+
+    def _best(self, score: Floats) -> Ints:
+        """Keys with the highest score [L, U] that fit in each group; ties to the lower key."""
+        room = self.capacity.room.copy()
+        chosen: list[int] = []
+        flat = score.ravel()
+        for key in np.lexsort((np.arange(flat.size), -flat)).tolist():
+            layer = key // self.shape.units
+            group = self.capacity.group_of[layer]
+            if room[group] >= self.capacity.size[layer]:
+                room[group] -= self.capacity.size[layer]
+                chosen.append(key)
+        return np.array(sorted(chosen), np.int32)
+
+    def observe(self, view: LayerView) -> None:
+        """Called at the end of each layer step."""
+
+    @abstractmethod
+    def admit(self, view: LayerView, unit: int) -> bool:
+        """Whether a copied or staged unit of this layer should stay."""
+
+    @abstractmethod
+    def victim(self, view: LayerView, unit: int, candidates: Ints) -> int | None:
+        """Key among `candidates` that makes room for `unit`, or None."""
+
+    def swaps(self, view: LayerView) -> Ints:
+        """Pairs (incoming key, outgoing key) to exchange when the link is idle."""
+        return NO_PAIRS
+
+    # ---- the loops ---------------------------------------------------------------------------------
+
+    def place(self, view: LayerView) -> None:
+        """Choose destination and victims of every demand copy of the running layer step."""
+        state = view.state
+        demand = state.demand[: state.n[N_TO_COPY]].tolist()
+        used = 0
+        for i, victims in enumerate(self._make_room(view, demand)):
+            if victims is None:
+                continue  # to staging, as queued
+            state.demand_to[i] = STAY
+            state.victim_first[i], state.victim_count[i] = used, len(victims)
+            state.victims[used : used + len(victims)] = victims
+            used += len(victims)
+
+    def settle(self, view: LayerView) -> None:
+        """Let active staged units stay, in the place of their victims, without a copy."""
+        state = view.state
+        owners = state.owner[state.staged]
+        staged = [k for k in owners.tolist() if k >= 0 and state.pinned[k] and state.status[k] == RESIDENT]
+        base = view.layer * self.shape.units
+        for key, victims in zip(staged, self._make_room(view, [key - base for key in staged]), strict=True):
+            if victims is not None:
+                for victim in victims:
+                    evict(view.raw, victim)
+                keep_staged(view.raw, key)
+
+    def _make_room(self, view: LayerView, units: list[int]) -> list[list[int] | None]:
+        """For each unit of the layer the keys to evict so that it may stay, or None if it does not stay."""
+        state, size = view.state, view.state.size
+        group = int(state.group_of[view.layer])
+        room = int(state.room[group])
+        keys = state.owner[state.group == group]
+        keys = keys[keys >= 0]
+        candidates = np.sort(keys[(state.status[keys] == RESIDENT) & ~state.pinned[keys]])
+        result: list[list[int] | None] = []
+        for unit in units:
+            victims: list[int] | None = [] if self.admit(view, unit) else None
+            left, gained = candidates, 0
+            while victims is not None and room + gained < size[view.layer]:
+                key = self.victim(view, unit, left) if left.size else None
+                if key is None:
+                    victims = None
+                    break
+                if key not in left:
+                    raise ValueError(f"{type(self).__name__}.victim: key {key} is not among the candidates")
+                left = left[left != key]
+                gained += int(size[key // self.shape.units])
+                victims.append(key)
+            if victims is not None:
+                candidates, room = left, room + gained - int(size[view.layer])
+            result.append(victims)
+        return result
+
+
+@kernel
+def lowest(raw: Packed, layer: int, score: Floats, count: int, pinned_too: bool, out: Ints) -> int:
+    """The `count` keys that stay in the layer's group with the lowest score, lowest first, ties to the lower key."""
+    s = unpack(raw)
+    group = s.group_of[layer]
+    per_layer = s.empty_count.size == s.group_of.size
+    units = s.status.size // s.group_of.size
+    first = layer * units if per_layer else 0
+    last = first + units if per_layer else s.status.size
+    n = 0
+    for key in range(first, last):
+        if s.status[key] != RESIDENT or (n == count and score[key] >= score[out[n - 1]]):
+            continue
+        if not stays(raw, key, group) or (s.pinned[key] and not pinned_too):
+            continue
+        i = n if n < count else n - 1
+        while i > 0 and score[out[i - 1]] > score[key]:
+            out[i] = out[i - 1]
+            i -= 1
+        out[i] = key
+        n = min(n + 1, count)
+    return n
+
+
+@kernel
+def _match(
+    raw: Packed,
+    layer: int,
+    score: Floats,
+    entry: Floats,
+    own_too: bool,
+    enter: Ints,
+    n: int,
+    to: Ints,
+    first: Ints,
+    count: Ints,
+    victims: Ints,
+) -> None:
+    """Which of the units `enter[:n]` stay (`to`), each after victims[first : first + count] left.
+
+    With `entry` scores given, units enter highest first and only past victims that score lower.
+    own_too: units of the running layer step may be victims.
+    """
+    s = unpack(raw)
+    units = s.status.size // s.group_of.size
+    need = s.size[layer]
+    room = s.room[s.group_of[layer]]
+    found = 0
+    if n * need > room:
+        smallest = need
+        for size in s.size:
+            smallest = min(smallest, size)
+        found = lowest(raw, layer, score, (n * need - room + smallest - 1) // smallest, own_too, victims)
+    done = np.zeros(n, np.bool_)
+    used = 0
+    for turn in range(n):
+        i = turn
+        if entry.size > 0:
+            i = -1
+            for j in range(n):
+                if not done[j] and (i < 0 or entry[enter[j]] > entry[enter[i]]):
+                    i = j
+        done[i] = True
+        last = used
+        after = room
+        while after < need and last < found and (entry.size == 0 or entry[enter[i]] > score[victims[last]]):
+            after += s.size[victims[last] // units]
+            last += 1
+        if after < need:
+            to[i] = STAGING
+            continue
+        to[i] = STAY
+        first[i] = used
+        count[i] = last - used
+        used = last
+        # Entry scores match units in another order than they are copied in: what their victims leave stays free.
+        room = after - need if entry.size == 0 or count[i] == 0 else 0
+
+
+@kernel
+def _place(raw: Packed, layer: int, score: Floats, entry: Floats, own_too: bool) -> None:
+    s = unpack(raw)
+    n = s.n[N_TO_COPY]
+    _match(raw, layer, score, entry, own_too, s.demand, n, s.demand_to, s.victim_first, s.victim_count, s.victims)
+    for i in range(n):
+        if s.demand_to[i] == STAY:
+            for key in s.victims[s.victim_first[i] : s.victim_first[i] + s.victim_count[i]]:
+                if s.pinned[key]:  # still to be computed: `_settle` lets the two change places
+                    s.demand_to[i] = STAGING
+
+
+@kernel
+def _settle(raw: Packed, layer: int, score: Floats, entry: Floats, own_too: bool) -> None:
+    s = unpack(raw)
+    units = s.status.size // s.group_of.size
+    enter = np.empty(s.staged.size, np.int32)
+    n = 0
+    for slot in s.staged:
+        key = s.owner[slot]
+        if key >= 0 and s.pinned[key] and s.status[key] == RESIDENT:
+            enter[n] = key - layer * units
+            n += 1
+    if n == 0:
+        return
+    to = np.empty(n, np.int32)
+    first = np.empty(n, np.int32)
+    count = np.empty(n, np.int32)
+    # Every demand copy of this layer step is issued: its list of victims may be used again.
+    _match(raw, layer, score, entry, own_too, enter, n, to, first, count, s.victims)
+    for i in range(n):
+        if to[i] == STAY:
+            for j in range(first[i], first[i] + count[i]):
+                evict(raw, s.victims[j])
+            keep_staged(raw, layer * units + enter[i])
+
+
+class ScoreCache(Cache):
+    """Keeps the units with the highest `score` (float64 [K], by key).
+
+    ENTRY  "always": a copied unit takes the place of the lowest score; "scored": only where its own
+           entry score (`entry`) is higher; "never": nothing enters but by `swaps`
+    OWN_VICTIMS  whether a unit of the layer step that has just ended may make room for another one
+    """
+
+    ENTRY: ClassVar[str] = "always"
+    OWN_VICTIMS: ClassVar[bool] = False
+
+    def reset(self, shape: Shape, capacity: Capacity, rng: np.random.Generator) -> None:
+        """Start afresh with all scores 0."""
+        super().reset(shape, capacity, rng)
+        self.score: Floats = np.zeros(shape.layers * shape.units)
+
+    def entry(self, view: LayerView) -> Floats:
+        """Float64 [U], the score with which a unit of this layer would enter; empty if all may."""
+        return NO_SCORES
+
+    def admit(self, view: LayerView, unit: int) -> bool:
+        """By `ENTRY`; whether the score suffices is for `victim` to say."""
+        return self.ENTRY != "never"
+
+    def victim(self, view: LayerView, unit: int, candidates: Ints) -> int | None:
+        """The lowest score, unless the unit would enter with one that is not higher."""
+        key = int(candidates[np.argmin(self.score[candidates])])
+        entry = self.entry(view)
+        return None if entry.size and entry[unit] <= self.score[key] else key
+
+    def place(self, view: LayerView) -> None:
+        """`Cache.place`, compiled."""
+        if self.ENTRY != "never":
+            _place(view.raw, view.layer, self.score, self.entry(view), self.OWN_VICTIMS)
+
+    def settle(self, view: LayerView) -> None:
+        """`Cache.settle`, compiled."""
+        if self.ENTRY != "never":
+            _settle(view.raw, view.layer, self.score, self.entry(view), self.OWN_VICTIMS)
