@@ -92,6 +92,11 @@ class Policy:
         if self.slices is not None and self.slices != "auto":
             require_count(f"policy {self.name}: slices", self.slices, least=1)
 
+    @property
+    def knows_future(self) -> bool:
+        """Whether it reads what will be routed, which no running model can tell."""
+        return self.prefetch.source == "oracle" or self.cache.needs_next_use
+
 
 class Planner:
     """Residency, slots and the copy queue of one model under one policy.

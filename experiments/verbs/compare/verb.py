@@ -14,19 +14,17 @@ from dali.experiments.output.folder import finished, folder, stamp
 from dali.experiments.output.summary import summarise
 from dali.experiments.output.text import number, share, table
 from dali.experiments.output.wording import HEADING, phases
-from dali.experiments.scene import Scene, expert_popularity, make_workload, read_scene, with_predictors
+from dali.experiments.scene import Scene
 from dali.experiments.settings import read
-from dali.experiments.settings.objects import believed_platform, make_policy
-from dali.experiments.simulation import check_memory, recorded_steps, simulate, working_set_warning
+from dali.experiments.simulation import recorded_steps, simulate
 from dali.experiments.verbs.compare import figures, what_if
+from dali.experiments.verbs.compare.comparison import Comparison
 from dali.experiments.verbs.compare.sentences import sentences, winner
 from dali.policies.columns import KINDS, PHASES
 from dali.policies.core.planner import Policy
 from dali.policies.costs.measured import Profile
 from dali.policies.costs.roofline import Platform
 from dali.policies.types import InputError
-from dali.sim.engine import Simulation
-from dali.sim.replay import working_set
 from dali.traces.workload import Workload
 
 DRAWN_LAYERS = 3
@@ -34,52 +32,30 @@ DRAWN_LAYERS = 3
 
 def run(config: DictConfig, overrides: list[str]) -> None:
     """Simulate, write the results folder, print the tables."""
-    scene = read_scene(config)
-    policies = [make_policy("compare", overrides, entry, scene.model) for entry in read.texts(config, "policies")]
-    scene = with_predictors(scene, [policy for _, policy in policies], config)
-    baseline = read.text(config, "baseline")
-    if baseline not in dict(policies):
-        raise InputError(
-            f"baseline: found {baseline!r}, expected one of the policies compared: {', '.join(dict(policies))}"
-        )
-    believed = scene.platform
-    if config.believed is not None:
-        believed = believed_platform("compare", overrides, read.text(config, "believed"))
-        scene.notes.append(f"Policies believe the costs of another machine: {config.believed}.")
-    for name, policy in policies:
-        check_memory(name, policy, scene)
-    workloads = _workloads(scene, config)
+    comparison = Comparison.read(config, overrides)
+    scene, believed, workloads = comparison.scene, comparison.believed, comparison.workloads
     shown = read.whole_or_none(config, "timeline.batch") or max(workloads)
     if shown not in workloads:
         raise InputError(f"timeline.batch: found {shown}, expected one of {list(workloads)}")
     recorded = recorded_steps(workloads[shown], config)
-    notes = [*scene.notes, *_notes(scene, policies, workloads)]
+    notes, baseline = comparison.notes(), comparison.baseline
 
     with folder(read.text(config, "output"), "compare", config) as place:
-        simulations: dict[tuple[str, int], Simulation] = {}
         changed = what_if.changes(scene, believed)
         largest = max(workloads)
-        total = sum(workload.n_steps for workload in workloads.values()) * len(policies)
-        total += workloads[largest].n_steps * len(changed)
+        total = comparison.count + workloads[largest].n_steps * len(changed)
         with tqdm(total=total, unit="step", desc="simulating") as bar:
-            for batch, workload in workloads.items():
-                kept = recorded if batch == shown else ()
-                for name, policy in policies:
-                    bar.set_postfix_str(f"batch {batch}, {name}")
-                    simulations[name, batch] = simulate(scene, believed, policy, workload, kept, bar)
-            results = _results(simulations, policies, baseline)
-            helped = what_helps(changed, results, dict(policies), workloads[largest], bar)
-        spans = {name: simulation.spans for (name, batch), simulation in simulations.items() if batch == shown}
+            comparison.run(recorded, shown, bar)
+            results = comparison.results()
+            helped = what_helps(changed, results, comparison.policies, workloads[largest], bar)
+        spans = {
+            name: simulation.spans for (name, batch), simulation in comparison.simulations.items() if batch == shown
+        }
         for name, each in spans.items():
             each.save(place / f"{_file_name(name)}.timeline.json.gz", name)
         results.to_parquet(place / "results.parquet", index=False)
         helped.to_parquet(place / "what_if.parquet", index=False)
-        pd.concat(
-            [
-                pd.DataFrame(simulation.columns).assign(policy=name, batch=batch)
-                for (name, batch), simulation in simulations.items()
-            ]
-        ).to_parquet(place / "steps.parquet", index=False)
+        comparison.steps().to_parquet(place / "steps.parquet", index=False)
         title = f"{scene.model.name} on {scene.platform.name}, {_memory(scene)}"
         drawings = figures.drawings(results, baseline, title)
         if recorded:
@@ -121,55 +97,6 @@ def what_helps(
         row = {"policy": name, "batch": batch, "phase": phase, "change": change}
         rows.append({**row, "tokens_per_s": speed, "gain": speed / before})
     return pd.DataFrame(rows)
-
-
-def _results(
-    simulations: dict[tuple[str, int], Simulation], policies: list[tuple[str, Policy]], baseline: str
-) -> pd.DataFrame:
-    """A row a policy, batch and phase."""
-    foresight = {name: policy.prefetch.source == "oracle" or policy.cache.needs_next_use for name, policy in policies}
-    results = pd.DataFrame(
-        [
-            {"policy": name, "batch": batch, "phase": phase, **summarise(simulation, phase)}
-            for (name, batch), simulation in simulations.items()
-            for phase in PHASES
-            if phase in simulation.columns["phase"]
-        ]
-    )
-    results["speedup"] = speedups(results, baseline)
-    results["knows_future"] = results["policy"].map(foresight)
-    return results
-
-
-def speedups(results: pd.DataFrame, baseline: str) -> pd.Series:
-    """Tokens/s over the baseline's at the same batch and phase."""
-    base = results[results["policy"] == baseline].set_index(["batch", "phase"])["tokens_per_s"]
-    keys = pd.MultiIndex.from_frame(results[["batch", "phase"]])
-    return pd.Series(results["tokens_per_s"].to_numpy() / base.loc[keys].to_numpy(), index=results.index)
-
-
-def _workloads(scene: Scene, config: DictConfig) -> dict[int, Workload]:
-    if isinstance(scene.trace, Workload):
-        return {max(step.sequences for step in scene.trace.steps()): scene.trace}
-    return {batch: make_workload(scene, config, batch) for batch in read.wholes(config, "workload.batch")}
-
-
-def _notes(scene: Scene, policies: list[tuple[str, Policy]], workloads: dict[int, Workload]) -> list[str]:
-    notes = []
-    for batch, workload in workloads.items():
-        if workload.resampled:
-            notes.append(f"Batch {batch}: the trace is too short, its sequences are resampled with replacement.")
-        for name, policy in policies:
-            if policy.cache.scope == "global" and not policy.cache.fixed:
-                smallest = int(working_set(workload).min())
-                if scene.slots - policy.staging < smallest:
-                    notes.append(working_set_warning(f"{name}, batch {batch}", scene.slots - policy.staging, smallest))
-    for batch, workload in workloads.items():
-        _, origin = expert_popularity(scene.trace, workload)
-        notes.append(f"Batch {batch}: popularity is measured on {origin}.")
-    if any(policy.cache.needs_router_scores for _, policy in policies) and next(iter(workloads.values())).equal_weights:
-        notes.append("The trace has no router weights: router scores count each chosen expert alike.")
-    return notes
 
 
 def _memory(scene: Scene) -> str:
