@@ -22,7 +22,7 @@ from dali.experiments.extras import runtime_modules
 from dali.experiments.settings import read
 from dali.policies.types import InputError
 from dali.traces.files import replacing
-from tiny_moe.corpus import standard_library
+from tiny_moe import corpus
 
 _FIXED = ("seed", "batch", "length", "learning_rate", "warmup", "steps", "weight_decay", "balance", "z_loss", "model")
 
@@ -52,10 +52,10 @@ def train(config: DictConfig) -> None:
     torch, tiny_model, model_card = runtime_modules("torch", "tiny_moe.model", "tiny_moe.card")
 
     trainer = Trainer(config, torch, tiny_model)
-    corpus = standard_library()
-    trainer.train(corpus.training)
-    trainer.save(corpus.digest)
-    model_card.write_card(trainer.folder, corpus, trainer.settings | {"steps": trainer.steps, "device": trainer.device})
+    text = corpus.standard_library()
+    trainer.train(text.training)
+    trainer.save(text.digest)
+    model_card.write_card(trainer.folder, text, trainer.settings | {"steps": trainer.steps, "device": trainer.device})
     trainer.checkpoint.unlink(missing_ok=True)
     print(f"Written: {trainer.folder}")
 
@@ -81,7 +81,7 @@ class Trainer:
         torch.manual_seed(self.seed)
         if not isinstance(config.model, DictConfig):
             raise InputError(f"model: found {config.model!r}, expected sizes: model.num_experts=8")
-        sizes = {str(name): read.whole(config, f"model.{name}") for name in config.model}
+        sizes = {name: read.whole(config, f"model.{name}") for name in map(str, config.model)}
         self.model = tiny_model.tiny_model(sizes, self.length).to(self.device)
         decayed = [p for p in self.model.parameters() if p.ndim > 1]
         others = [p for p in self.model.parameters() if p.ndim <= 1]
