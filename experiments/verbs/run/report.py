@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from dali.experiments.output.text import number, share, table
-from dali.policies.columns import DECODE, KINDS, METRICS, PHASES, PREFILL
+from dali.policies.columns import DECODE, KINDS, METRICS, PHASES, PLANNER, PREFILL
 
 if TYPE_CHECKING:
     from dali.experiments.verbs.run.once import Timing
@@ -53,7 +53,7 @@ def _metrics(outcome: PolicyRun, phase: str, copy_bandwidth: float, host_bandwid
     columns = outcome.columns
     which = columns["phase"] == phase
     seconds = float((columns["end"] - columns["start"])[which].sum())
-    total = {name: float(columns[name][which].sum()) for name in METRICS}
+    total = {name: float(columns[name][which].sum()) for name in (*METRICS, PLANNER)}
     absent = total["lookups"] - total["hits"] - total["late"]
     wanted = total["staged"] + absent
     copied, linked = (sum(total[f"{what}_{kind}"] for kind in KINDS) for what in ("bytes", "link"))
