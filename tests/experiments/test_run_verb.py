@@ -32,7 +32,7 @@ from dali.experiments.verbs.run.session import (
     Progress,
     Session,
 )
-from dali.policies.columns import LANES, METRICS
+from dali.policies.columns import LANES, METRICS, PLANNER
 from dali.policies.core.planner import Planner
 from dali.policies.costs.roofline import roofline
 from dali.policies.types import (
