@@ -1,5 +1,8 @@
 # `make compare` needs Python 3.11 to 3.13 and make, nothing else; PYTHON=... picks another interpreter.
 PYTHON ?= python3
+# Where torch comes from, beside the package index; CPU_TORCH is an index of builds without CUDA.
+TORCH_INDEX ?=
+CPU_TORCH := https://download.pytorch.org/whl/cpu
 ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
@@ -63,6 +66,8 @@ clean: ## remove the environment, caches and results
 	@touch $@
 
 .venv/dev: .venv/base
-	@echo "Installing torch, transformers and the test tools into .venv"
-	$(PIP) --editable '.[dev]'
+	@echo "Installing torch, transformers and the test tools into .venv."
+	@echo "On Linux the index's torch brings CUDA, about 3 GB to download, if no torch is there."
+	@echo "Without a GPU about 300 MB do: make $(MAKECMDGOALS) TORCH_INDEX=$(CPU_TORCH)"
+	$(PIP) $(addprefix --extra-index-url ,$(TORCH_INDEX)) --editable '.[dev]'
 	@touch $@

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from dali.experiments.settings.compose import configuration, listing
 from dali.experiments.verbs.table import VERBS
@@ -28,24 +28,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if verb in HELP:
         print(usage())
         return 0
+    return with_status(f"dali {verb}", lambda: _run(verb, overrides))
+
+
+def _run(verb: str, overrides: list[str]) -> int | None:
+    if verb not in VERBS:
+        raise InputError(f"found verb {verb!r}, expected one of {', '.join(VERBS)}")
+    if HELP & set(overrides):
+        print(listing(verb, [override for override in overrides if override not in HELP]))
+        return 0
+    if not CACHE_FOLDER.exists():
+        print("First run of this version: compiling kernels takes half a minute or so.", file=sys.stderr)
+    module = importlib.import_module(VERBS[verb].module)
+    status: int | None = module.run(configuration(verb, overrides), overrides)
+    return status
+
+
+def with_status(command: str, action: Callable[[], int | None]) -> int:
+    """What an action returns (None = 0), or 2 with one line on standard error for bad input, 130 if interrupted."""
     try:
-        if verb not in VERBS:
-            raise InputError(f"found verb {verb!r}, expected one of {', '.join(VERBS)}")
-        if HELP & set(overrides):
-            print(listing(verb, [override for override in overrides if override not in HELP]))
-            return 0
-        if not CACHE_FOLDER.exists():
-            print("First run of this version: compiling kernels takes half a minute or so.", file=sys.stderr)
-        module = importlib.import_module(VERBS[verb].module)
-        status: int | None = module.run(configuration(verb, overrides), overrides)
+        return action() or 0
     except InputError as error:
-        print(f"dali {verb}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        print(f"dali {verb}: {what}", file=sys.stderr)
+        print(f"{command}: {what}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        print(f"dali {verb}: {str(error) or 'interrupted, nothing was written'}", file=sys.stderr)
+        print(f"{command}: {str(error) or 'interrupted, nothing was written'}", file=sys.stderr)
         return 130
-    return status or 0

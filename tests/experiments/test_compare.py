@@ -11,7 +11,7 @@ from dali.experiments.cli import main
 from dali.experiments.scene import make_workload, read_scene, shape_of
 from dali.experiments.settings.compose import configuration
 from dali.experiments.settings.objects import make, make_policy
-from dali.experiments.verbs.compare.verb import speedups
+from dali.experiments.verbs.compare.comparison import speedups
 from dali.policies.core.planner import Planner
 from dali.policies.costs.roofline import roofline
 from dali.policies.types import Capacity

@@ -18,7 +18,7 @@ MADE = [
     for group, name in OPTIONS
     if group not in ("policy", "workload", "trace", "experiment") and name != "file"
 ]
-NEED_AN_ARGUMENT = ("import", "record", "report", "train_tiny", "calibrate", "validate")
+NEED_AN_ARGUMENT = ("import", "record", "report", "calibrate", "validate")
 
 
 def test_every_verb_has_a_configuration():

@@ -164,7 +164,7 @@ def test_bad_input_is_one_line(toy, tmp_path, capsys):
     assert "top: found 17, expected 1 to the 16 experts" in line("top=[1,17]")
     assert "top: found 0" in line("top=[0]")
     assert "batch: found 13, 64, expected at most the 12 sequences" in line("batch=[64,13]")
-    assert "phase: found 'both', expected decode or prefill" in line("phase=both")
+    assert "phase: found 'both', expected prefill or decode" in line("phase=both")
     assert "baseline: found 'ridge', expected one of gate, residual" in line("baseline=ridge")
     assert "resamples: found 1" in line("resamples=1")
     assert list(tmp_path.iterdir()) == []

@@ -342,5 +342,5 @@ def test_text_file_has_one_prompt_a_line(tmp_path):
 def test_an_unrelated_missing_module_is_not_blamed_on_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "dali.runtime.record.row_files", None)  # importing it now fails
     monkeypatch.delitem(sys.modules, "dali.runtime.record.recorder", raising=False)
-    with pytest.raises(ModuleNotFoundError, match=r"runtime\.rows"):
+    with pytest.raises(ModuleNotFoundError, match=r"runtime\.record\.row_files"):
         runtime_modules("torch", "dali.runtime.record.recorder")

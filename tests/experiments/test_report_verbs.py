@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from omegaconf import OmegaConf
 
+from dali import experiments
 from dali.experiments.cli import main
 from dali.experiments.page import svg
 from dali.experiments.page.reading import Folder
@@ -20,7 +21,7 @@ from dali.experiments.verbs.sweep import figures
 from dali.experiments.verbs.sweep.points import Experiment
 
 HOSTILE = '"><script>boom()</script>'
-RESULTS = Path(figures.__file__).parent / "results"
+RESULTS = Path(experiments.__file__).parent / "results"
 # By verb: figures drawn from data, pictures whose data the folder does not hold, words of a sentence and of the tables.
 EXPECTED = {
     "gap": (3, [], "times as long as the bound", "frontier of bound"),

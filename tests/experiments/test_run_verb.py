@@ -32,7 +32,7 @@ from dali.experiments.verbs.run.session import (
     Progress,
     Session,
 )
-from dali.policies.columns import LANES, METRICS
+from dali.policies.columns import LANES, METRICS, PLANNER
 from dali.policies.core.planner import Planner
 from dali.policies.costs.roofline import roofline
 from dali.policies.types import (
@@ -391,7 +391,7 @@ def test_speeds_are_those_a_user_sees():
 
 def test_shares_of_a_phase():
     """Steps of 2 s: 1 s copying 30 bytes where 60 a second are possible, and CPU units of 10 bytes each."""
-    columns = {name: np.zeros(3) for name in METRICS}
+    columns = {name: np.zeros(3) for name in (*METRICS, PLANNER)}
     columns |= {"phase": np.array(["prefill", "decode", "decode"]), "start": np.zeros(3), "end": np.array([9.0, 1, 1])}
     columns |= {"link_demand": np.array([0, 0.25, 0.75]), "bytes_demand": np.array([0, 10.0, 20])}
     columns |= {

@@ -181,7 +181,7 @@ def test_what_a_result_depends_on_is_in_its_key(sixteen, toy, tmp_path, monkeypa
 # Dies where the third point is written, with half of it on disk.
 KILLED = """
 import os, signal, sys
-from experiments import sweep_job
+from dali.experiments.verbs.sweep import job as sweep_job
 from dali.experiments.cli import main
 write, count = sweep_job.pd.DataFrame.to_parquet, 0
 def dying(frame, path, **others):

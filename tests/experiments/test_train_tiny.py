@@ -1,4 +1,4 @@
-"""`dali train_tiny`: losses by hand, resuming, and a folder that transformers loads."""
+"""tools/tiny_moe: losses by hand, resuming, and a folder that transformers loads."""
 
 import json
 import math
@@ -9,7 +9,6 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dali.experiments.cli import main
 from tiny_moe import corpus, train
 from tiny_moe import model as tiny
 
@@ -99,7 +98,7 @@ def test_tokens_are_bytes():
 
 def test_a_folder_that_transformers_loads(text, tmp_path, capsys):
     folder = tmp_path / "model"
-    assert main(["train_tiny", f"output={folder}", *SETTINGS]) == 0
+    assert train.main([f"output={folder}", *SETTINGS]) == 0
     assert f"Written: {folder}" in capsys.readouterr().out
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     assert model.dtype == torch.bfloat16
@@ -118,7 +117,7 @@ def test_a_folder_that_transformers_loads(text, tmp_path, capsys):
 
 def test_a_run_cut_off_resumes_to_the_same_weights(text, tmp_path, monkeypatch, capsys):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert main(["train_tiny", f"output={whole}", *SETTINGS]) == 0
+    assert train.main([f"output={whole}", *SETTINGS]) == 0
     real = train.Trainer._step
 
     def interrupted(self, data):
@@ -127,13 +126,13 @@ def test_a_run_cut_off_resumes_to_the_same_weights(text, tmp_path, monkeypatch, 
         return real(self, data)
 
     monkeypatch.setattr(train.Trainer, "_step", interrupted)
-    assert main(["train_tiny", f"output={cut}", *SETTINGS]) == 130
+    assert train.main([f"output={cut}", *SETTINGS]) == 130
     assert "interrupted at step 2" in capsys.readouterr().err
     assert not cut.exists()
     monkeypatch.setattr(train.Trainer, "_step", real)
-    assert main(["train_tiny", f"output={cut}", *SETTINGS, "seed=1"]) == 2
+    assert train.main([f"output={cut}", *SETTINGS, "seed=1"]) == 2
     assert "seed: found 1, expected 0 as in" in capsys.readouterr().err
-    assert main(["train_tiny", f"output={cut}", *SETTINGS]) == 0
+    assert train.main([f"output={cut}", *SETTINGS]) == 0
     expected, found = weights(whole), weights(cut)
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
@@ -147,7 +146,7 @@ def test_a_run_cut_off_resumes_to_the_same_weights(text, tmp_path, monkeypatch, 
         ("model.num_experts_per_tok=x", "model"),
         ("model.num_experts_per_tok=5", "expected at most num_experts, 4"),
         ("model.num_attention_heads=3 model.num_key_value_heads=2", "a multiple of num_key_value_heads"),
-        ("model=5", "override"),
+        ("model=5", "model: found 5, expected sizes"),
         ("balance=abc", "balance: found 'abc', expected a number"),
         ("weight_decay=-1", "weight_decay: found -1"),
         ("length=99999999", "length: found 99999999, the text has"),
@@ -156,7 +155,7 @@ def test_a_run_cut_off_resumes_to_the_same_weights(text, tmp_path, monkeypatch, 
 def test_bad_input(setting, said, text, tmp_path, capsys):
     if setting == "device=cuda" and torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
-    assert main(["train_tiny", f"output={tmp_path / 'm'}", *SETTINGS, *setting.split()]) == 2
+    assert train.main([f"output={tmp_path / 'm'}", *SETTINGS, *setting.split()]) == 2
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1

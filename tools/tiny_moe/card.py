@@ -129,7 +129,7 @@ def _text(
         f"balancing by Switch Transformers' loss in each layer (weight {settings['balance']}, at the end "
         f"{balance:.2f}, where 1 is even) and ST-MoE's router z-loss (weight {settings['z_loss']}). "
         f"torch {torch.__version__}, transformers {transformers.__version__}, on a {settings['device']}. "
-        f"Again: `dali train_tiny output={name}`.",
+        f"Again: `python -m tiny_moe output={name}` in tools.",
         f"![training loss]({CURVE})",
         "## Held-out bits per byte",
         table(["", "bits per byte"], [[key, f"{value:.3f}"] for key, value in bits.items()]),

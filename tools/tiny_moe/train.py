@@ -1,35 +1,61 @@
-"""`dali train_tiny`: train the small mixture-of-experts model that comes with the project."""
+"""Train the small mixture-of-experts model that comes with the project; `python -m tiny_moe output=FOLDER` here.
+
+Settings are those of train.yaml, each changed by NAME=VALUE.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
+from yaml import YAMLError
 
+from dali.experiments.cli import with_status
 from dali.experiments.extras import runtime_modules
 from dali.experiments.settings import read
 from dali.policies.types import InputError
 from dali.traces.files import replacing
+from tiny_moe import corpus
 
 _FIXED = ("seed", "batch", "length", "learning_rate", "warmup", "steps", "weight_decay", "balance", "z_loss", "model")
 
 
-def run(config: DictConfig, overrides: list[str]) -> None:
+def main(arguments: Sequence[str]) -> int:
+    """Train with settings NAME=VALUE; the exit status, as of a verb of `dali`."""
+    return with_status("tiny_moe", lambda: train(settings(arguments)))
+
+
+def settings(arguments: Sequence[str]) -> DictConfig:
+    """Those of train.yaml with the given ones in their place; InputError for one that is none of them."""
+    known = OmegaConf.load(Path(__file__).with_name("train.yaml"))
+    OmegaConf.set_struct(known, True)
+    try:
+        config = OmegaConf.merge(known, OmegaConf.from_dotlist(list(arguments)))
+        missing = sorted(OmegaConf.missing_keys(config))
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise InputError(f"{' '.join(arguments)}: {str(error).splitlines()[0]}") from error
+    if missing:
+        raise InputError(f"{missing[0]}: found nothing, expected a value: {missing[0]}=...")
+    assert isinstance(config, DictConfig)
+    return config
+
+
+def train(config: DictConfig) -> None:
     """Train, or go on where a run was cut off; then write the model, its tokenizer and its card."""
-    names = ("torch", "tiny_moe.model", "tiny_moe.card")
-    torch, tiny_model, model_card = runtime_modules(*names)
-    from tiny_moe.corpus import standard_library
+    torch, tiny_model, model_card = runtime_modules("torch", "tiny_moe.model", "tiny_moe.card")
 
     trainer = Trainer(config, torch, tiny_model)
-    corpus = standard_library()
-    trainer.train(corpus.training)
-    trainer.save(corpus.digest)
-    model_card.write_card(trainer.folder, corpus, trainer.settings | {"steps": trainer.steps, "device": trainer.device})
+    text = corpus.standard_library()
+    trainer.train(text.training)
+    trainer.save(text.digest)
+    model_card.write_card(trainer.folder, text, trainer.settings | {"steps": trainer.steps, "device": trainer.device})
     trainer.checkpoint.unlink(missing_ok=True)
     print(f"Written: {trainer.folder}")
 
@@ -53,7 +79,9 @@ class Trainer:
             raise InputError(f"output: found a file at {self.folder}, expected the name of a folder")
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(self.seed)
-        sizes = {str(name): read.whole(config, f"model.{name}") for name in config.model}
+        if not isinstance(config.model, DictConfig):
+            raise InputError(f"model: found {config.model!r}, expected sizes: model.num_experts=8")
+        sizes = {name: read.whole(config, f"model.{name}") for name in map(str, config.model)}
         self.model = tiny_model.tiny_model(sizes, self.length).to(self.device)
         decayed = [p for p in self.model.parameters() if p.ndim > 1]
         others = [p for p in self.model.parameters() if p.ndim <= 1]

@@ -30,7 +30,7 @@ def run(config: DictConfig, overrides: list[str]) -> None:
     """Load, record, say what was written; a run cut off keeps the steps it finished."""
     plan = _RecordingPlan(config)
     calibrating, loading, record, torch, transformers = runtime_modules(*_LIBRARIES)
-    calibration = calibrating.Calibration.read(config, plan.prompts)
+    calibration = calibrating.FittedPredictors.read(config, plan.prompts)
     name, revision, trusted = read.text(config, "checkpoint"), config.revision, _flag(config, "trust_remote_code")
     model = loading.load_model(name, revision, trusted, config.device, read.text(config, "dtype"))
     record.moe_layers(model)  # a dense model is told apart before its tokenizer is looked for
