@@ -26,14 +26,16 @@ _NEAR = 0.1  # ours and the paper's closer than this share are called near
 
 
 def has(experiment: Experiment, rows: pd.DataFrame) -> bool:
-    """Whether the rows have all columns of the experiment's views."""
+    """Whether the rows have all columns of the experiment's views, and numbers for their metrics."""
     wanted = {
         column
         for view in experiment.views
         for column in (view.metric, view.x, view.line, view.panel, *view.where)
         if column is not None
     }
-    return wanted <= set(rows.columns)
+    if not wanted <= set(rows.columns):
+        return False
+    return all(pd.api.types.is_numeric_dtype(rows[view.metric].dtype) for view in experiment.views)
 
 
 def beside(summary: object) -> pd.DataFrame:
