@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dali.policies.core.planner import Planner
-from dali.policies.core.state import HITS, IN_STAGING, LATE, N_ACTIVE
 from dali.policies.types import Ints, LayerPlan, LayerStep, Status
 from dali.runtime.device.arena import Arena, Ready
 from dali.runtime.execute.account import Account
@@ -233,10 +232,10 @@ class Executor:
             self._account.planned(time.perf_counter() - start)
             n = planner.n
             self._account.counted(
-                lookups=int(n[N_ACTIVE]),
-                hits=int(n[HITS]),
-                late=int(n[LATE]),
-                staged=int(n[IN_STAGING]),
+                lookups=n.active,
+                hits=n.hits,
+                late=n.late,
+                staged=n.in_staging,
                 gpu_units=plan.gpu.size,
                 cpu_units=plan.cpu.size,
             )

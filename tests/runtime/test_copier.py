@@ -78,7 +78,7 @@ class Bench:
 
     def flushed(self):
         with self.link.changed:
-            self.planner._flush_log()
+            self.planner.flush_log()
             return list(self.planner.log)
 
 

@@ -27,10 +27,10 @@ def fields(trace: Trace) -> dict[str, Any]:
 
 def assert_equal(a: Trace, b: Trace) -> None:
     assert a.metadata == b.metadata
-    assert a._arrays().keys() == b._arrays().keys()
-    for name, array in a._arrays().items():
-        assert array.dtype == b._arrays()[name].dtype
-        np.testing.assert_array_equal(array, b._arrays()[name], err_msg=name)
+    assert a.arrays().keys() == b.arrays().keys()
+    for name, array in a.arrays().items():
+        assert array.dtype == b.arrays()[name].dtype
+        np.testing.assert_array_equal(array, b.arrays()[name], err_msg=name)
 
 
 def cosines(trace: Trace, first_layer: int) -> Any:
