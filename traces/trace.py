@@ -163,6 +163,24 @@ class Trace:
                 f"model {name} has {layers} x {experts}"
             )
 
+    def first_layers(self, layers: int) -> Trace:
+        """What was recorded of the first MoE layers, all of it; InputError unless the trace has so many."""
+        if not 1 <= layers <= self.layers:
+            raise InputError(
+                f"layers: found {layers}, expected 1 to the {self.layers} of {self.metadata.model}'s routing"
+            )
+        by_layer = ("experts", "weights", "router_input")
+        cut = {name: array[:, :layers] for name in by_layer if (array := getattr(self, name)) is not None}
+        sizes = self.metadata.unit_bytes
+        return replace(
+            self,
+            metadata=replace(self.metadata, layers=layers, unit_bytes=None if sizes is None else sizes[:layers]),
+            predicted={name: ids[:, :layers] for name, ids in self.predicted.items()},
+            cosine={name: values[:, :layers] for name, values in self.cosine.items()},
+            router_weight=None if self.router_weight is None else self.router_weight[:layers],
+            **cut,
+        )
+
     def with_predictor(
         self, source: str, recall: float | Sequence[float], rng: np.random.Generator, ahead: int = 1
     ) -> Trace:

@@ -23,7 +23,7 @@ def run(config: DictConfig, overrides: list[str]) -> None:
         outcomes = _run_all(plan, live, session, place)
         from dali.experiments.verbs.run import report
 
-        copying, reading = live.bandwidths(session.arena)
+        copying, reading = session.bandwidths()
         prompt = session.ids.numel()
         parts = [report.rows(each, prompt, plan.lengths.batch, copying, reading) for each in outcomes]
         results = pd.concat(parts, ignore_index=True)
@@ -31,9 +31,9 @@ def run(config: DictConfig, overrides: list[str]) -> None:
         steps = [pd.DataFrame(each.columns).assign(policy=each.name) for each in outcomes if each.columns]
         pd.concat(steps).to_parquet(place / "steps.parquet", index=False)
         about = _about(plan, session, outcomes, copying, reading)
-        machine = live.machine(session.arena.device)
+        machine = session.machine()
         report.write_json(place / "run.json", {**report.headline(results), **about, "machine": machine})
-        title = f"{about['model']} on {machine['gpu'] or machine['cpu']}"
+        title = f"{about['model']} on {machine['cpu' if about['device'] == 'cpu' else 'gpu']}"
         lines, notes = _inputs(about), _notes(plan, session)
         summary = _summary(title, [*lines, *notes], report, results, machine)
         (place / "summary.md").write_text(summary, encoding="utf-8")
@@ -141,7 +141,7 @@ def _summary(title: str, lines: list[str], report: Any, results: pd.DataFrame, m
         "speed of large copies.",
         report.overview(results),
         *(f"## {phase.capitalize()}\n\n{report.details(results, phase)}" for phase in phases),
-        "\n".join(f"- {name}: {value}" for name, value in machine.items() if value is not None),
+        "\n".join(f"- {name}: {value}" for name, value in machine.items() if value),
         stamp(),
     ]
     return "\n\n".join(parts) + "\n"
