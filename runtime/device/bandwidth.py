@@ -14,10 +14,10 @@ from dali.runtime.device.arena import Arena
 from dali.runtime.device.memory import page_memory
 
 SECONDS = 0.3
-# A block that takes this long is large enough: what comes on top of moving it is no part of that worth speaking of, and
-# memory that is read so long does not fit into caches.
-_LONG = 0.01
-# Bytes of the first block, of which a link of a few megabytes a second still makes some within `SECONDS`.
+# Blocks grow for as long as one is over in this share of the time: large ones are out of caches, and what comes on top
+# of moving one, which is milliseconds where threads wait for each other on a busy machine, is a small part of it.
+_SHARE = 0.25
+# Bytes of the first block: a link of a few megabytes a second is done with it in that share of `SECONDS`.
 _SMALLEST = 64 << 10
 _LARGEST_COPY = {"cuda": 256 << 20, "cpu": 32 << 20}
 _LARGEST_READ = 512 << 20
@@ -26,7 +26,7 @@ _LARGEST_READ = 512 << 20
 def copy_bandwidth(arena: Arena, seconds: float = SECONDS) -> float:
     """Bytes a second of large copies to the device, one after the other, from the host memory that units live in.
 
-    The best that about `seconds` of copies show; two copies where one takes longer.
+    The best that about `seconds` of copies show; of a slow link, two copies that take as long or a little longer.
     """
     largest = _LARGEST_COPY[arena.device.type]
     host, device = arena.host_memory(2, largest), arena.memory(1, largest)
@@ -75,16 +75,13 @@ def read_bandwidth(device: torch.device, seconds: float = SECONDS) -> float:
 
 
 def _reached(take: Callable[[int], float], largest: int, seconds: float) -> float:
-    """Bytes a second of the largest block that is tried; take(bytes) moves one and returns its seconds.
-
-    Blocks grow for as long as one is over sooner than `_LONG`.
-    """
+    """Bytes a second of the largest block that is tried; take(bytes) moves one and returns its seconds."""
     size, spent = _SMALLEST, 0.0
     times: list[float] = []
     while len(times) < 2 or spent < seconds:
         times.append(take(size))
         spent += times[-1]
-        if size < largest and min(times) < _LONG:
+        if size < largest and min(times) < _SHARE * seconds:
             size, times = min(4 * size, largest), []
     return size / min(times)
 

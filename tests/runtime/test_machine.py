@@ -75,15 +75,15 @@ def test_a_slow_link_is_measured_in_no_more_time_than_a_fast_one(speed):
 
 
 class Instant(HostArena):
-    """Says that copies take 20 us to start and then go at 25 GB/s, and makes none; `sizes` of those asked for."""
+    """Says that copies take some time to start and then go at 25 GB/s, and makes none; `sizes` of those asked for."""
 
-    def __init__(self):
+    def __init__(self, start: float = 20e-6):
         super().__init__()
-        self.sizes = []
+        self.start, self.sizes = start, []
 
     def transport(self, to, what, asked):
         self.sizes.append(what.numel())
-        return 0.0, 20e-6 + what.numel() / 25e9
+        return 0.0, self.start + what.numel() / 25e9
 
 
 def test_a_fast_link_is_measured_with_the_largest_blocks():
@@ -91,6 +91,13 @@ def test_a_fast_link_is_measured_with_the_largest_blocks():
     arena = Instant()
     assert bandwidth.copy_bandwidth(arena, 0.05) == pytest.approx(25e9, rel=0.02)
     assert arena.sizes[0] < arena.sizes[-1] == 32 << 20
+
+
+def test_a_busy_machine_is_measured_with_the_largest_blocks_too():
+    """30 ms until the threads of a copy have all begun, as on a machine with more to do than cores."""
+    arena = Instant(30e-3)
+    assert bandwidth.copy_bandwidth(arena) == pytest.approx((32 << 20) / (30e-3 + (32 << 20) / 25e9))
+    assert arena.sizes[-1] == 32 << 20
 
 
 def test_one_copy_that_is_held_up_does_not_stop_blocks_from_growing(monkeypatch):
