@@ -10,7 +10,7 @@ runs and between two steps.  A job that starts while a copy is under way or the 
 starts while the CPU computes, are charged the contended time.  When a job and a copy could start at the same
 moment the job is first.
 
-The servers and the compiled loop are in `sim.servers`.
+The servers are in `sim.servers`, the compiled loop is in `sim.loop`.
 """
 
 from __future__ import annotations
@@ -25,28 +25,17 @@ from numpy.typing import NDArray
 from dali.policies.columns import DENSE, LANE_GPU, METRICS
 from dali.policies.core.packing import pack
 from dali.policies.core.planner import Planner
-from dali.policies.core.state import HINT_TAIL, NONE, SWAP_TAIL
+from dali.policies.core.state import NONE
 from dali.policies.costs.model import CostModel
 from dali.policies.types import Floats
+from dali.sim.loop import copying, drain, run_layer
 from dali.sim.servers import (
-    CONTENTION,
-    GPU_BUSY,
-    IN_FLIGHT,
-    KIND,
-    LANDS,
-    LINK_BUSY,
-    MOE_TIME,
-    NOW,
-    NUMBERS,
-    OVERHEADS,
-    RECORDING,
-    SPAN_COUNT,
-    STEP,
-    TIMES,
+    ChargedContention,
+    ChargedOverheads,
+    Clocks,
+    Cursors,
+    Metrics,
     Servers,
-    copying,
-    drain,
-    run_layer,
 )
 from dali.sim.timeline import Spans
 from dali.traces.step import Step
@@ -79,32 +68,32 @@ class Engine:
 
     def __init__(self, planner: Planner, charged: CostModel) -> None:
         units = planner.shape.units
-        over = charged.overheads
         self.planner = planner
         self.charged = charged
         self._servers = Servers(
-            t=np.zeros(TIMES),
-            i=np.array([NONE] + [0] * (NUMBERS - 1), np.int64),
+            clock=Clocks(),
+            at=Cursors(),
             cpu=charged.cpu,
             cpu_contended=charged.cpu_contended,
             gpu=charged.gpu,
             copy=charged.copy,
             copy_contended=charged.copy_contended,
             unit_bytes=planner.shape.unit_bytes.astype(np.float64),
-            overhead=np.array([getattr(over, name) for name in OVERHEADS]),
-            contention=np.array([getattr(charged.contention, name) for name in CONTENTION]),
+            overhead=ChargedOverheads.of(charged.overheads),
+            contention=ChargedContention.of(charged.contention),
             finish=np.zeros(units),
             landed=np.zeros(units),
-            metrics=np.zeros(len(METRICS)),
+            metrics=Metrics(),
             span_time=np.zeros((0, 2)),
             span_what=np.zeros((0, 6), np.int32),
         )
+        self._servers.at.in_flight = NONE
         self._packed = pack(self._servers)
 
     @property
     def now(self) -> float:
         """Simulated seconds so far."""
-        return float(self._servers.t[NOW])
+        return self._servers.clock.now
 
     def run(
         self,
@@ -119,13 +108,13 @@ class Engine:
         overrun = np.zeros(len(METRICS))
         for row, step in enumerate(workload.steps(**self.planner.annotations)):
             start = self.now
-            self._servers.metrics[:] = overrun
-            self._servers.i[RECORDING] = step.index in record
-            self._servers.i[STEP] = step.index
+            self._servers.metrics.numbers[:] = overrun
+            self._servers.at.recording = step.index in record
+            self._servers.at.step = step.index
             self.run_step(step)
             # What is left of the copy under way is time of the next step; the last step keeps it.
             overrun = self._overrun() if row + 1 < workload.n_steps else np.zeros(len(METRICS))
-            metrics[row] = self._servers.metrics - overrun
+            metrics[row] = self._servers.metrics.numbers - overrun
             for name, value in (
                 ("step", step.index),
                 ("phase", step.phase),
@@ -137,7 +126,7 @@ class Engine:
                 columns[name].append(value)
             if progress is not None:
                 progress(step.index)
-        kept = int(self._servers.i[SPAN_COUNT])
+        kept = self._servers.at.span_count
         return Simulation(
             columns={name: np.array(values) for name, values in columns.items()}
             | dict(zip(METRICS, metrics.T, strict=True)),
@@ -149,12 +138,12 @@ class Engine:
 
     def run_step(self, step: Step) -> None:
         """Simulate one forward pass: all MoE layers, and what lies outside them."""
-        planner, clock, metrics = self.planner, self._servers.t, self._servers.metrics
+        planner, clock, metrics = self.planner, self._servers.clock, self._servers.metrics
         state, overlap = planner.raw, planner.policy.assignment.overlap
         dense = self.charged.dense(step.tokens, step.sequences, step.context)
         outside = self.charged.per_step(step.tokens, step.sequences, step.context)
         waiting = self.charged.overheads.readback + self.charged.overheads.planning
-        recording = bool(self._servers.i[RECORDING])
+        recording = bool(self._servers.at.recording)
         moe_time = 0.0
         busy = 0.0
         for layer in range(planner.shape.layers):
@@ -162,7 +151,7 @@ class Engine:
                 self._make_room()
             took = dense * self._slowed(layer)
             busy += took
-            router_done = clock.item(NOW) + took
+            router_done = clock.now + took
             if recording:
                 self._record_dense(layer, router_done - took, router_done, step.tokens)
             drain(state, self._packed, layer, router_done + waiting)
@@ -174,13 +163,13 @@ class Engine:
                     f"step {step.index}, layer {layer}: the planner gives no copy that a GPU unit waits for"
                 )
             planner.end()
-            moe_time += clock.item(NOW) - router_done
-        metrics[MOE_TIME] += moe_time
+            moe_time += clock.now - router_done
+        metrics.moe_time += moe_time
         if recording:
             self._make_room()
         outside *= self._slowed(planner.shape.layers - 1)
-        metrics[GPU_BUSY] += busy + outside
-        drain(state, self._packed, planner.shape.layers - 1, clock.item(NOW) + outside)
+        metrics.gpu_busy += busy + outside
+        drain(state, self._packed, planner.shape.layers - 1, clock.now + outside)
 
     def _slowed(self, layer: int) -> float:
         """How many times as long the dense part takes that begins now."""
@@ -189,21 +178,21 @@ class Engine:
 
     def _overrun(self) -> Floats:
         """Metrics of what the link has yet to do of the copy under way."""
-        left = np.zeros(len(METRICS))
-        if self._servers.i[IN_FLIGHT] != NONE:
-            left[LINK_BUSY + self._servers.i[KIND]] = self._servers.t[LANDS] - self._servers.t[NOW]
-        return left
+        left, clock, at = Metrics(), self._servers.clock, self._servers.at
+        if at.in_flight != NONE:
+            left.link[at.kind] = clock.lands - clock.now
+        return left.numbers
 
     def _record_dense(self, layer: int, start: float, end: float, tokens: int) -> None:
-        row = int(self._servers.i[SPAN_COUNT])
-        self._servers.span_time[row] = start, end
-        self._servers.span_what[row] = LANE_GPU, self._servers.i[STEP], layer, DENSE, tokens, 0
-        self._servers.i[SPAN_COUNT] += 1
+        at = self._servers.at
+        self._servers.span_time[at.span_count] = start, end
+        self._servers.span_what[at.span_count] = LANE_GPU, at.step, layer, DENSE, tokens, 0
+        at.span_count += 1
 
     def _make_room(self) -> None:
         """Room for the spans of one layer step: its dense part, every unit once, and all copies that are queued."""
-        queued = int(self.planner.n[HINT_TAIL] + self.planner.n[SWAP_TAIL])
-        need = int(self._servers.i[SPAN_COUNT]) + 1 + 2 * self.planner.shape.units + queued
+        queued = self.planner.n.hint_tail + self.planner.n.swap_tail
+        need = self._servers.at.span_count + 1 + 2 * self.planner.shape.units + queued
         rows = self._servers.span_time.shape[0]
         if need > rows:
             extra = max(need, 2 * rows) - rows

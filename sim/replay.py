@@ -19,7 +19,7 @@ from dali.policies.columns import DECODE
 from dali.policies.core.jit import kernel
 from dali.policies.core.packing import Packed
 from dali.policies.core.planner import Planner, Policy
-from dali.policies.core.state import N_ACTIVE, NONE, OUT_KEY, RESIDENT, unpack
+from dali.policies.core.state import NONE, RESIDENT, unpack
 from dali.policies.core.transitions import computed, landed, next_copy
 from dali.policies.costs.model import CostModel, Overheads
 from dali.policies.prefetch.simple import NoPrefetch
@@ -73,13 +73,13 @@ def free_of_charge(layers: int, max_tokens: int) -> CostModel:
 def carry_out(raw: Packed, layer: int, row: int, units: Ints, hits: Bools) -> int:
     """Look the active units up (from `row` of units and hits on), then make every copy at once; the next free row."""
     s = unpack(raw)
-    for i in range(s.n[N_ACTIVE]):
+    for i in range(s.n.active):
         unit = s.active[i]
         units[row] = unit
-        hits[row] = s.status[layer * (s.status.size // s.group_of.size) + unit] == RESIDENT
+        hits[row] = s.status[layer * s.units + unit] == RESIDENT
         row += 1
     while next_copy(raw, layer) != NONE:
-        key = s.n[OUT_KEY]
+        key = s.n.out_key
         landed(raw, key)
         if s.pinned[key]:
             computed(raw, key)
@@ -90,7 +90,7 @@ def carry_out(raw: Packed, layer: int, row: int, units: Ints, hits: Bools) -> in
 def _swap_at_once(raw: Packed, layer: int) -> None:
     s = unpack(raw)
     while next_copy(raw, layer) != NONE:
-        landed(raw, s.n[OUT_KEY])
+        landed(raw, s.n.out_key)
 
 
 def replay(

@@ -249,11 +249,11 @@ def _count_steps(
                 if counted:
                     _add(guess[token], predicted)
         for layer in range(scores.shape[0]):
-            active = _largest(true[layer], best_true)
-            _largest(predicted[layer], best_predicted)
+            active = largest(true[layer], best_true)
+            largest(predicted[layer], best_predicted)
             for i in range(sizes.size):
                 places[step // block, layer, i] += min(sizes[i], active)
-            _add_hits(true[layer], predicted[layer], sizes, best_true, best_predicted, hits[step // block, layer])
+            add_hits(true[layer], predicted[layer], sizes, best_true, best_predicted, hits[step // block, layer])
 
 
 @kernel
@@ -266,7 +266,7 @@ def _add(ids: Ids, workload: Floats) -> None:
 
 
 @kernel
-def _largest(values: Floats, best: Floats) -> int:
+def largest(values: Floats, best: Floats) -> int:
     """Fill `best` with the largest of `values` that are above 0, falling, then zeros; how many are above 0."""
     best[:] = 0
     positive = 0
@@ -282,10 +282,10 @@ def _largest(values: Floats, best: Floats) -> int:
 
 
 @kernel
-def _add_hits(
+def add_hits(
     true: Floats, predicted: Floats, sizes: Rows, best_true: Floats, best_predicted: Floats, hits: Floats
 ) -> None:
-    """Add to hits [N] those of the n units of highest predicted > 0 for each n of `sizes`; `best_*` from `_largest`."""
+    """Add to hits [N] those of the n units of highest predicted > 0 for each n of `sizes`; `best_*` from `largest`."""
     above, tied, tied_right = np.zeros(sizes.size), np.zeros(sizes.size), np.zeros(sizes.size)
     for unit in range(true.size):
         if predicted[unit] <= 0 or predicted[unit] < best_predicted[-1]:

@@ -130,13 +130,13 @@ def _route(
         block = rows.stop - start
         content.standard_normal(dtype=np.float32, out=noise[:block])
         logits = _logits(profile, base, drift, fast, noise[:block])
-        experts[rows], scores = _top_k(logits, profile.top_k)
+        experts[rows], scores = highest(logits, profile.top_k)
         weights[rows] = _softmax(profile.sharpness * scores)
         if predicted:
             errors.standard_normal(dtype=np.float32, out=error[:block])
         for name, disturbance in disturbances(profile).items():
             seen = _disturb(logits, error[:block], model.bias, disturbance)
-            predicted[name][rows, disturbance.ahead :] = _top_k(seen, profile.top_k)[0]
+            predicted[name][rows, disturbance.ahead :] = highest(seen, profile.top_k)[0]
 
 
 @lru_cache(maxsize=8)
@@ -154,7 +154,7 @@ def _logits(profile: RoutingProfile, base: Singles, drift: Singles, fast: Single
     kept = np.exp(-1 / profile.drift_memory), profile.persistence
     share = profile.drift, max(0.0, 1 - profile.topic - profile.drift)
     logits = np.empty((len(noise), *base.shape), np.float32)
-    _evolve(
+    evolve(
         base,
         (drift, fast),
         noise,
@@ -167,7 +167,7 @@ def _logits(profile: RoutingProfile, base: Singles, drift: Singles, fast: Single
 
 
 @kernel
-def _evolve(
+def evolve(
     base: Singles,
     states: tuple[Singles, Singles],
     noise: Singles,
@@ -187,7 +187,7 @@ def _evolve(
                 logits[t, layer, e] = base[layer, e] + share[0] * drift[layer, e] + share[1] * fast[layer, e]
 
 
-def _top_k(logits: Singles, k: int) -> tuple[NDArray[np.int64], Singles]:
+def highest(logits: Singles, k: int) -> tuple[NDArray[np.int64], Singles]:
     """Ids and logits of the k highest of the last axis, falling; ties go to the lower id."""
     ids = np.empty((*logits.shape[:-1], k), np.int64)
     scores = np.empty(ids.shape, np.float32)
@@ -246,11 +246,11 @@ def disturbances(profile: RoutingProfile) -> Mapping[str, Disturbance]:
     tokens = -(-_PILOT_LOGITS // model.bias.size)
     draws, error = rng.standard_normal((2, tokens, *model.bias.shape), np.float32)
     logits = model.popularity + draws
-    true = _top_k(logits, profile.top_k)[0]
+    true = highest(logits, profile.top_k)[0]
 
     def recall(ahead: int, noise: float, bias: float = 0.0) -> float:
         seen = _disturb(logits, error, model.bias, Disturbance(ahead, noise, bias))
-        guess = _top_k(seen, profile.top_k)[0]
+        guess = highest(seen, profile.top_k)[0]
         return _common(true[:, ahead:], guess) / guess.size
 
     solved: dict[str, Disturbance] = {}

@@ -59,7 +59,7 @@ class Trace:
     router_weight: NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
-        for name, array in self._arrays().items():
+        for name, array in self.arrays().items():
             if not array.flags.c_contiguous:
                 self._set(name, np.ascontiguousarray(array))
         _check_shapes(self)
@@ -98,9 +98,10 @@ class Trace:
 
     def save(self, path: str | Path) -> None:
         """Write the trace; an existing file is replaced once the new one is whole."""
-        tensor_file.write(path, self._arrays(), self.metadata.to_strings(FORMAT))
+        tensor_file.write(path, self.arrays(), self.metadata.to_strings(FORMAT))
 
-    def _arrays(self) -> tensor_file.Arrays:
+    def arrays(self) -> tensor_file.Arrays:
+        """All there are, by their names in the file."""
         names = ("experts", "sequence", "position", "prompt_length", "weights", "router_input", "router_weight")
         arrays = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return arrays | {f"{kind}.{name}": a for kind in BY_SOURCE for name, a in getattr(self, kind).items()}
@@ -162,6 +163,24 @@ class Trace:
                 f"model {name} has {layers} x {experts}"
             )
 
+    def first_layers(self, layers: int) -> Trace:
+        """What was recorded of the first MoE layers, all of it; InputError unless the trace has so many."""
+        if not 1 <= layers <= self.layers:
+            raise InputError(
+                f"layers: found {layers}, expected 1 to the {self.layers} of {self.metadata.model}'s routing"
+            )
+        by_layer = ("experts", "weights", "router_input")
+        cut = {name: array[:, :layers] for name in by_layer if (array := getattr(self, name)) is not None}
+        sizes = self.metadata.unit_bytes
+        return replace(
+            self,
+            metadata=replace(self.metadata, layers=layers, unit_bytes=None if sizes is None else sizes[:layers]),
+            predicted={name: ids[:, :layers] for name, ids in self.predicted.items()},
+            cosine={name: values[:, :layers] for name, values in self.cosine.items()},
+            router_weight=None if self.router_weight is None else self.router_weight[:layers],
+            **cut,
+        )
+
     def with_predictor(
         self, source: str, recall: float | Sequence[float], rng: np.random.Generator, ahead: int = 1
     ) -> Trace:
@@ -195,7 +214,7 @@ def _check_shapes(trace: Trace) -> None:
         "weights": ((tokens, layers, top_k), ("float16",)),
         **{f"predicted.{name}": ((tokens, layers, top_k), ids) for name in trace.predicted},
     }
-    arrays = trace._arrays()
+    arrays = trace.arrays()
     for name, (shape, types) in expected.items():
         if name in arrays:
             check_array(name, arrays[name], shape, types)

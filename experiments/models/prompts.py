@@ -93,6 +93,6 @@ def _from_json(line: str, where: str) -> str:
     return value
 
 
-def fit(ids: Sequence[int], length: int) -> list[int]:
+def to_length(ids: Sequence[int], length: int) -> list[int]:
     """The first `length` of the tokens, repeated from the start as often as it takes."""
     return (list(ids) * (-(-length // len(ids))))[:length]

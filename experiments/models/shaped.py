@@ -42,7 +42,7 @@ _LOCAL = {"num_local_experts": "experts", "intermediate_size": "expert_width"}
 _GPT_OSS = _Architecture(
     "gpt_oss", _LOCAL, {"num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 64, "sliding_window": 128}
 )
-_ARCHITECTURES = {
+ARCHITECTURES = {
     "qwen3_30b_a3b": _Architecture(
         "qwen3_moe",
         {"num_experts": "experts", "moe_intermediate_size": "expert_width"},
@@ -71,15 +71,16 @@ _ARCHITECTURES = {
         | {"num_attention_heads": 128, "num_key_value_heads": 128, "q_lora_rank": 1536, "n_group": 8, "topk_group": 4},
     ),
 }
+"""By the name of a file of conf/model."""
 
 
 def architecture(name: str, shape: ModelShape) -> Any:
     """transformers' configuration of a file of conf/model, in the sizes of `shape`; InputError for an unknown name."""
-    if name not in _ARCHITECTURES:
+    if name not in ARCHITECTURES:
         raise InputError(
-            f"model {name}: no architecture of transformers is known for it, expected {', '.join(_ARCHITECTURES)}"
+            f"model {name}: no architecture of transformers is known for it, expected {', '.join(ARCHITECTURES)}"
         )
-    known = _ARCHITECTURES[name]
+    known = ARCHITECTURES[name]
     sizes = {theirs: getattr(shape, ours) for theirs, ours in known.names.items()}
     if shape.shared_width:
         sizes["n_shared_experts"] = shape.shared_width // shape.expert_width

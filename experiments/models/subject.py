@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
+from dali.experiments.models.fewer_layers import cut_to_layers
 from dali.experiments.models.loading import load_model
 from dali.experiments.models.shaped import shaped_model
 from dali.experiments.settings import read
 from dali.experiments.settings.objects import make
-from dali.policies.costs.roofline import ModelShape
 from dali.policies.types import InputError
 from dali.runtime.device.arena import Arena
 from dali.runtime.device.choose import arena_for
@@ -27,25 +26,17 @@ def subject(config: DictConfig) -> tuple[Any, str]:
         model = load_model(name, config.revision, bool(config.trust_remote_code), "cpu", dtype)
         return model, Path(name).name if Path(name).is_dir() else name
     shape = make(config.model, "model")
-    cut = _with_layers(shape, read.whole_or_none(config, "layers") or shape.layers)
+    cut = cut_to_layers(shape, read.whole_or_none(config, "layers") or shape.layers)
     kinds = {"auto": torch.bfloat16, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in kinds:
         raise InputError(f"dtype: found {dtype!r}, expected one of {', '.join(kinds)}")
     return shaped_model(shape.name, cut, kinds[dtype]), f"{cut.name}, {cut.layers} layers, random weights"
 
 
-def _with_layers(shape: ModelShape, layers: int) -> ModelShape:
-    """The first layers of a shape; what lies outside its MoE layers stays whole, as it is measured by itself."""
-    if layers > shape.layers:
-        raise InputError(f"layers: found {layers}, expected 1 to the {shape.layers} of {shape.name}")
-    return replace(shape, layers=layers)
-
-
 def arena(config: DictConfig) -> Arena:
     """The device of a configuration."""
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
     link = None if config.link_bytes_per_s is None else read.positive(config, "link_bytes_per_s")
-    return arena_for(device, link, read.whole_or_none(config, "device_threads"))
+    return arena_for(config.device, link, read.whole_or_none(config, "device_threads"))
 
 
 def cpu_threads(config: DictConfig) -> int | None:

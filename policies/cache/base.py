@@ -14,7 +14,7 @@ import numpy as np
 
 from dali.policies.core.jit import kernel
 from dali.policies.core.packing import Packed
-from dali.policies.core.state import N_TO_COPY, RESIDENT, STAGING, STAY, evict, keep_staged, stays, unpack
+from dali.policies.core.state import RESIDENT, STAGING, STAY, evict, keep_staged, stays, unpack
 from dali.policies.require import require_choice
 from dali.policies.types import Capacity, Floats, InputError, Ints, LayerView, Shape
 
@@ -98,7 +98,7 @@ class Cache(ABC):
     def place(self, view: LayerView) -> None:
         """Choose destination and victims of every demand copy of the running layer step."""
         state = view.state
-        demand = state.demand[: state.n[N_TO_COPY]].tolist()
+        demand = state.demand[: state.n.to_copy].tolist()
         used = 0
         for i, victims in enumerate(self._make_room(view, demand)):
             if victims is None:
@@ -153,10 +153,9 @@ def lowest(raw: Packed, layer: int, score: Floats, count: int, pinned_too: bool,
     """The `count` keys that stay in the layer's group with the lowest score, lowest first, ties to the lower key."""
     s = unpack(raw)
     group = s.group_of[layer]
-    per_layer = s.empty_count.size == s.group_of.size
-    units = s.status.size // s.group_of.size
-    first = layer * units if per_layer else 0
-    last = first + units if per_layer else s.status.size
+    per_layer = s.empty_count.size == s.layers
+    first = layer * s.units if per_layer else 0
+    last = first + s.units if per_layer else s.status.size
     n = 0
     for key in range(first, last):
         if s.status[key] != RESIDENT or (n == count and score[key] >= score[out[n - 1]]):
@@ -192,7 +191,6 @@ def _match(
     own_too: units of the running layer step may be victims.
     """
     s = unpack(raw)
-    units = s.status.size // s.group_of.size
     need = s.size[layer]
     room = s.room[s.group_of[layer]]
     found = 0
@@ -214,7 +212,7 @@ def _match(
         last = used
         after = room
         while after < need and last < found and (entry.size == 0 or entry[enter[i]] > score[victims[last]]):
-            after += s.size[victims[last] // units]
+            after += s.size[victims[last] // s.units]
             last += 1
         if after < need:
             to[i] = STAGING
@@ -230,7 +228,7 @@ def _match(
 @kernel
 def _place(raw: Packed, layer: int, score: Floats, entry: Floats, own_too: bool) -> None:
     s = unpack(raw)
-    n = s.n[N_TO_COPY]
+    n = s.n.to_copy
     _match(raw, layer, score, entry, own_too, s.demand, n, s.demand_to, s.victim_first, s.victim_count, s.victims)
     for i in range(n):
         if s.demand_to[i] == STAY:
@@ -242,13 +240,12 @@ def _place(raw: Packed, layer: int, score: Floats, entry: Floats, own_too: bool)
 @kernel
 def _settle(raw: Packed, layer: int, score: Floats, entry: Floats, own_too: bool) -> None:
     s = unpack(raw)
-    units = s.status.size // s.group_of.size
     enter = np.empty(s.staged.size, np.int32)
     n = 0
     for slot in s.staged:
         key = s.owner[slot]
         if key >= 0 and s.pinned[key] and s.status[key] == RESIDENT:
-            enter[n] = key - layer * units
+            enter[n] = key - layer * s.units
             n += 1
     if n == 0:
         return
@@ -261,7 +258,7 @@ def _settle(raw: Packed, layer: int, score: Floats, entry: Floats, own_too: bool
         if to[i] == STAY:
             for j in range(first[i], first[i] + count[i]):
                 evict(raw, s.victims[j])
-            keep_staged(raw, layer * units + enter[i])
+            keep_staged(raw, layer * s.units + enter[i])
 
 
 class ScoreCache(Cache):

@@ -11,7 +11,7 @@ import numpy as np
 from dali.policies.cache.base import ScoreCache
 from dali.policies.core.jit import kernel
 from dali.policies.core.packing import Packed
-from dali.policies.core.state import N_TO_COPY, NONE, RESIDENT, STAGING, STAY, evict, keep_staged, unpack
+from dali.policies.core.state import NONE, RESIDENT, STAGING, STAY, evict, keep_staged, unpack
 from dali.policies.types import Bools, Capacity, Floats, InputError, Ints, LayerView, Shape
 
 UNKNOWN = -2  # in `bottom`: to be looked up
@@ -56,9 +56,8 @@ def fold_in(
 def _bottom_of(raw: Packed, layer: int, score: Floats, taken: Bools) -> int:
     """The lowest scored key of a layer that may leave, ties to the lower one, or NONE."""
     s = unpack(raw)
-    units = s.status.size // s.group_of.size
     found = NONE
-    for key in range(layer * units, (layer + 1) * units):
+    for key in range(layer * s.units, (layer + 1) * s.units):
         if s.status[key] != RESIDENT or s.pinned[key] or taken[key] or s.group[s.slot[key]] == STAGING:
             continue
         if found == NONE or score[key] < score[found]:
@@ -74,9 +73,9 @@ def next_victim(raw: Packed, layer: int, score: Floats, bottom: Ints, taken: Boo
     only units of the running layer come to stay.
     """
     s = unpack(raw)
-    shared = s.empty_count.size < s.group_of.size
+    shared = s.empty_count.size < s.layers
     found = NONE
-    for other in range(s.group_of.size):
+    for other in range(s.layers):
         if not shared and other != layer:
             continue
         key = bottom[other]
@@ -104,8 +103,7 @@ def _make_room(
 ) -> None:
     """Which of the units `enter` stay (`to`), each once victims[first : first + count] left; highest score first."""
     s = unpack(raw)
-    units = s.status.size // s.group_of.size
-    base = layer * units
+    base = layer * s.units
     need = s.size[layer]
     room = s.room[s.group_of[layer]]
     bottom[layer] = UNKNOWN
@@ -124,13 +122,13 @@ def _make_room(
                 break
             taken[key] = True
             victims[last] = key
-            room += s.size[key // units]
+            room += s.size[key // s.units]
             last += 1
         if room < need:
             for key in victims[used:last]:
                 taken[key] = False
-                bottom[key // units] = UNKNOWN
-                room -= s.size[key // units]
+                bottom[key // s.units] = UNKNOWN
+                room -= s.size[key // s.units]
             to[i] = STAGING
             continue
         to[i] = STAY
@@ -147,14 +145,14 @@ def _make_room(
 @kernel
 def _place(raw: Packed, layer: int, score: Floats, bottom: Ints, taken: Bools) -> None:
     s = unpack(raw)
-    n = s.n[N_TO_COPY]
+    n = s.n.to_copy
     _make_room(raw, layer, score, bottom, taken, s.demand[:n], s.demand_to, s.victim_first, s.victim_count, s.victims)
 
 
 @kernel
 def _settle(raw: Packed, layer: int, score: Floats, bottom: Ints, taken: Bools) -> None:
     s = unpack(raw)
-    base = layer * (s.status.size // s.group_of.size)
+    base = layer * s.units
     staged = np.empty(s.staged.size, np.int32)
     n = 0
     for slot in s.staged:

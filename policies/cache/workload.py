@@ -22,11 +22,10 @@ def _add(score: Floats, base: int, workload: Ints) -> None:
 def _exchange(raw: Packed, layer: int, score: Floats, count: int, pairs: Ints, out: Ints) -> int:
     """Pair the highest scores that are not in the layer's group with the lowest that are, while it pays."""
     s = unpack(raw)
-    units = s.status.size // s.group_of.size
     group = s.group_of[layer]
     outgoing = lowest(raw, layer, score, count, True, out)
-    first = layer * units if s.empty_count.size == s.group_of.size else 0
-    last = first + units if s.empty_count.size == s.group_of.size else s.status.size
+    first = layer * s.units if s.empty_count.size == s.layers else 0
+    last = first + s.units if s.empty_count.size == s.layers else s.status.size
     n = 0
     for key in range(first, last):
         if stays(raw, key, group) or s.status[key] == LANDING:

@@ -1,15 +1,11 @@
-"""The one place that names numba, so that kernels stay typed Python to readers and to the type checker.
-
-Calling a kernel from Python costs about 0.1 us for each array argument, and passing a tuple of arrays
-between kernels copies and reference-counts all of them.  State that many kernels share therefore travels
-as one small array of addresses (`pack`), and each kernel turns back what it uses (`array_at`).
-"""
+"""Compiled functions, which stay typed Python to readers and to the type checker."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -35,10 +31,25 @@ def _cache_folder() -> Path:
 
 
 CACHE_FOLDER = _cache_folder()
-numba.config.CACHE_DIR = str(CACHE_FOLDER)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _caching_there() -> Iterator[None]:
+    """Functions compiled here are cached in `CACHE_FOLDER`.
+
+    numba has one setting for the whole process and reads it when a function is decorated: it is given back at once,
+    as functions of other packages are cached where their owners want them.
+    """
+    before = numba.config.CACHE_DIR  # type: ignore[attr-defined]
+    numba.config.CACHE_DIR = str(CACHE_FOLDER)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        numba.config.CACHE_DIR = before  # type: ignore[attr-defined]
 
 
 def kernel(function: Callable[P, R]) -> Callable[P, R]:
     """Compile `function` on first call (cached on disk); it releases the interpreter lock while it runs."""
-    compiled: Callable[P, R] = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+    with _caching_there():
+        compiled: Callable[P, R] = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
     return compiled

@@ -21,19 +21,7 @@ import numpy as np
 
 from dali.policies.cache.base import Cache
 from dali.policies.core.packing import pack
-from dali.policies.core.state import (
-    LOG_COUNT,
-    LOG_LANDED,
-    LOG_NEXT,
-    N_CPU,
-    N_GPU,
-    NONE,
-    OUT_KEY,
-    OUT_SLOT,
-    State,
-    fill,
-    new_state,
-)
+from dali.policies.core.state import LOG_LANDED, LOG_NEXT, NONE, State, fill, new_state
 from dali.policies.core.transitions import begin_step, computed, end_step, landed, next_copy, plan_step, queue_hints
 from dali.policies.costs.model import CostModel
 from dali.policies.require import require_count
@@ -193,10 +181,9 @@ class Planner:
             policy.cache.place(view)
         if not queue_hints(self.raw, policy.prefetch.rank(view)):
             raise ValueError(f"{type(policy.prefetch).__name__}.rank: a (layer, unit) pair is out of range")
-        n_cpu, n_gpu, to_copy = self.n[N_CPU : N_GPU + 2].tolist()
-        plan = LayerPlan(state.cpu[:n_cpu], state.gpu[:n_gpu], to_copy, policy.assignment.overlap)
+        plan = LayerPlan(state.cpu[: self.n.cpu], state.gpu[: self.n.gpu], demands, policy.assignment.overlap)
         if self.log is not None:
-            self._flush_log()
+            self.flush_log()
             self.log.append(("begin", _own(step), plan.cpu.tolist(), plan.gpu.tolist()))
         return plan
 
@@ -205,8 +192,8 @@ class Planner:
         kind = next_copy(self.raw, self.view.layer)
         if kind == NONE:
             return None
-        layer, unit = divmod(int(self.n[OUT_KEY]), self.shape.units)
-        return Copy(layer, unit, int(self.n[OUT_SLOT]), CopyKind(kind))
+        layer, unit = divmod(self.n.out_key, self.shape.units)
+        return Copy(layer, unit, self.n.out_slot, CopyKind(kind))
 
     def landed(self, copy: Copy) -> None:
         """The copy has ended: its unit is resident."""
@@ -228,13 +215,13 @@ class Planner:
                 f"{type(cache).__name__}.swaps: an outgoing unit is not resident in the incoming one's group"
             )
         if self.log is not None:
-            self._flush_log()
+            self.flush_log()
             self.log.append(("end",))
 
-    def _flush_log(self) -> None:
-        """Move the compiled transitions' log rows into `log`."""
+    def flush_log(self) -> None:
+        """Move what drivers reported and were told since the last `begin` or `end` into `log`."""
         assert self.log is not None
-        rows = int(self.n[LOG_COUNT])
+        rows = self.n.log_count
         if 4 * rows > self.state.log.size:
             raise ValueError(f"planner log: {rows} calls in one layer step, expected at most {LOG_ROWS}")
         for what, a, b, c in self.state.log[: 4 * rows].reshape(-1, 4).tolist():
@@ -242,7 +229,7 @@ class Planner:
                 self.log.append(("next_copy", a, b, c))
             else:
                 self.log.append(("landed" if what == LOG_LANDED else "computed", a))
-        self.n[LOG_COUNT] = 0
+        self.n.log_count = 0
 
 
 def _own(step: LayerStep) -> LayerStep:
@@ -270,7 +257,7 @@ def replay_log(log: list[tuple[Any, ...]], planner: Planner) -> int | None:
                 computed(planner.raw, entry[1])
             case "end":
                 planner.end()
-        planner._flush_log()
+        planner.flush_log()
         ours = planner.log[position]
         # A layer step holds arrays; it was fed in unchanged, so the answers are what is compared.
         if ours[2:] != entry[2:] if entry[0] == "begin" else ours != entry:

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dali.policies.core.jit import kernel
-from dali.policies.core.packing import Packed, array_at
+from dali.policies.core.packing import Packed, unpacker
+from dali.policies.core.records import Record
 from dali.policies.types import Bools, Bytes, Capacity, CopyKind, Ints, Status
 
 ABSENT = int(Status.ABSENT)
@@ -32,36 +33,48 @@ NONE = -1  # no copy, no owner, no slot
 # What a row of the log records; its other columns are listed in `Planner.log`.
 LOG_NEXT, LOG_LANDED, LOG_COMPUTED = range(3)
 
-# Positions in `State.n`.
-(
-    N_ACTIVE,
-    N_CPU,
-    N_GPU,
-    N_TO_COPY,
-    DEMAND_HEAD,
-    DEMAND_TAIL,
-    HINT_HEAD,
-    HINT_TAIL,
-    SWAP_HEAD,
-    SWAP_TAIL,
-    REUSABLE_HEAD,
-    REUSABLE_COUNT,
-    RESERVE,
-    SWAPS_FIRST,
-    OUT_KEY,
-    OUT_SLOT,
-    HITS,
-    LATE,
-    IN_STAGING,
-    LOGGING,
-    LOG_COUNT,
-    COUNTERS,
-) = range(22)
+
+class Counters(Record):
+    """The planner's single numbers.
+
+    active, cpu, gpu  lengths of the lists of the running layer step
+    to_copy           length of the end of `gpu` that waits for demand copies
+    hits, late, in_staging  active units that were resident, landing, in a staging slot when the layer step began
+    demand_head, demand_tail  where in `demand` the next copy stands, and where they end; so for hints and swaps
+    reusable_head, reusable_count  where in `reusable` the oldest slot stands, and how many there are
+    reserve           staging slots that hints leave to demand copies
+    swaps_first       1 if swaps go before hints
+    out_key, out_slot the copy that `next_copy` bound last
+    logging, log_count  1 if calls are logged, and rows of `log` in use
+    """
+
+    active: int
+    cpu: int
+    gpu: int
+    to_copy: int
+    hits: int
+    late: int
+    in_staging: int
+    demand_head: int
+    demand_tail: int
+    hint_head: int
+    hint_tail: int
+    swap_head: int
+    swap_tail: int
+    reusable_head: int
+    reusable_count: int
+    reserve: int
+    swaps_first: int
+    out_key: int
+    out_slot: int
+    logging: int
+    log_count: int
 
 
 class State(NamedTuple):
     """All of it.  K = L * U keys, S slots, G groups, P staging slots.
 
+    layers, units    L and U
     status, slot     int8 and int32 [K]; slot is NONE for an absent unit
     pinned           bool [K], active in the running layer step
     unwanted         bool [K], landing, to be released as soon as it has landed
@@ -78,10 +91,12 @@ class State(NamedTuple):
     victims          int32 [K], keys
     hint             int32 [K], keys to prefetch, best first
     swap_in, swap_out  int32 [K], queued exchanges of keys
-    n                int64 [COUNTERS]
+    n                single numbers
     log              int32 [rows * 4], a row is what, then three numbers
     """
 
+    layers: int
+    units: int
     status: Bytes
     slot: Ints
     pinned: Bools
@@ -109,44 +124,11 @@ class State(NamedTuple):
     hint: Ints
     swap_in: Ints
     swap_out: Ints
-    n: NDArray[np.int64]
+    n: Counters
     log: Ints
 
 
-@kernel
-def unpack(raw: Packed) -> State:
-    """The state whose arrays `policies.core.packing.pack` packed."""
-    return State(
-        status=array_at(raw, 0, np.int8),
-        slot=array_at(raw, 1, np.int32),
-        pinned=array_at(raw, 2, np.bool_),
-        unwanted=array_at(raw, 3, np.bool_),
-        owner=array_at(raw, 4, np.int32),
-        group=array_at(raw, 5, np.int32),
-        group_of=array_at(raw, 6, np.int32),
-        staged=array_at(raw, 7, np.int32),
-        in_reusable=array_at(raw, 8, np.bool_),
-        reusable=array_at(raw, 9, np.int32),
-        empty=array_at(raw, 10, np.int32),
-        empty_base=array_at(raw, 11, np.int64),
-        empty_count=array_at(raw, 12, np.int64),
-        size=array_at(raw, 13, np.int64),
-        room=array_at(raw, 14, np.int64),
-        active=array_at(raw, 15, np.int32),
-        cpu=array_at(raw, 16, np.int32),
-        gpu=array_at(raw, 17, np.int32),
-        sort=array_at(raw, 18, np.int64),
-        demand=array_at(raw, 19, np.int32),
-        demand_to=array_at(raw, 20, np.int32),
-        victim_first=array_at(raw, 21, np.int32),
-        victim_count=array_at(raw, 22, np.int32),
-        victims=array_at(raw, 23, np.int32),
-        hint=array_at(raw, 24, np.int32),
-        swap_in=array_at(raw, 25, np.int32),
-        swap_out=array_at(raw, 26, np.int32),
-        n=array_at(raw, 27, np.int64),
-        log=array_at(raw, 28, np.int32),
-    )
+unpack = unpacker(State)
 
 
 def new_state(memory: Capacity, units: int, staging: int, swaps_first: bool, log_rows: int) -> State:
@@ -158,17 +140,19 @@ def new_state(memory: Capacity, units: int, staging: int, swaps_first: bool, log
     group = np.full(slots, STAGING, np.int32)
     group[:capacity] = np.repeat(np.arange(group_slots.size, dtype=np.int32), group_slots)
     base = np.concatenate(([0], np.cumsum(group_slots)[:-1])).astype(np.int64)
-    n = np.zeros(COUNTERS, np.int64)
-    n[REUSABLE_COUNT] = staging
-    n[RESERVE] = min(2, staging - 1)
-    n[SWAPS_FIRST] = swaps_first
-    n[LOGGING] = log_rows > 0
+    n = Counters()
+    n.reusable_count = staging
+    n.reserve = min(2, staging - 1)
+    n.swaps_first = swaps_first
+    n.logging = log_rows > 0
     # Stacks are popped from the end: fill them so that lower slots go first.
     empty = np.concatenate([b + np.arange(c)[::-1] for b, c in zip(base, group_slots, strict=True)])
     in_reusable = np.zeros(slots, np.bool_)
     in_reusable[capacity:] = True
     staged = np.arange(capacity, slots, dtype=np.int32)
     return State(
+        layers=memory.group_of.size,
+        units=units,
         status=np.zeros(keys, np.int8),
         slot=np.full(keys, NONE, np.int32),
         pinned=np.zeros(keys, np.bool_),
@@ -210,8 +194,8 @@ def push_reusable(raw: Packed, slot: int) -> None:
     s = unpack(raw)
     if not s.in_reusable[slot]:
         s.in_reusable[slot] = True
-        s.reusable[(s.n[REUSABLE_HEAD] + s.n[REUSABLE_COUNT]) % s.reusable.size] = slot
-        s.n[REUSABLE_COUNT] += 1
+        s.reusable[(s.n.reusable_head + s.n.reusable_count) % s.reusable.size] = slot
+        s.n.reusable_count += 1
 
 
 @kernel
@@ -227,9 +211,9 @@ def forget(raw: Packed, key: int) -> None:
 def pop_reusable(raw: Packed) -> int:
     """The staging slot that may be overwritten for longest, of which there must be one; what it held is gone."""
     s = unpack(raw)
-    slot: int = s.reusable[s.n[REUSABLE_HEAD]]
-    s.n[REUSABLE_HEAD] = (s.n[REUSABLE_HEAD] + 1) % s.reusable.size
-    s.n[REUSABLE_COUNT] -= 1
+    slot: int = s.reusable[s.n.reusable_head]
+    s.n.reusable_head = (s.n.reusable_head + 1) % s.reusable.size
+    s.n.reusable_count -= 1
     s.in_reusable[slot] = False
     if s.owner[slot] != NONE:
         forget(raw, s.owner[slot])
@@ -260,7 +244,7 @@ def take_empty(raw: Packed, layer: int) -> int:
 def evict(raw: Packed, key: int) -> None:
     """Free the capacity slot of resident `key`."""
     s = unpack(raw)
-    layer = key // (s.status.size // s.group_of.size)
+    layer = key // s.units
     group = s.group_of[layer]
     s.empty[s.empty_base[group] + s.empty_count[group]] = s.slot[key]
     s.empty_count[group] += 1
@@ -272,11 +256,10 @@ def evict(raw: Packed, key: int) -> None:
 def fill(raw: Packed, keys: Ints) -> bool:
     """Make `keys` resident in empty capacity slots; False if one is out of range, there already or has no room."""
     s = unpack(raw)
-    units = s.status.size // s.group_of.size
     for key in keys:
         if not 0 <= key < s.status.size:
             return False
-        layer = key // units
+        layer = key // s.units
         group = s.group_of[layer]
         if s.empty_count[group] == 0 or s.room[group] < s.size[layer] or s.slot[key] != NONE:
             return False
@@ -288,7 +271,7 @@ def fill(raw: Packed, keys: Ints) -> bool:
 def keep_staged(raw: Packed, key: int) -> None:
     """Let staged `key` stay: a free capacity slot, which there must be, becomes a staging slot in its place."""
     s = unpack(raw)
-    slot = take_empty(raw, key // (s.status.size // s.group_of.size))
+    slot = take_empty(raw, key // s.units)
     old = s.slot[key]
     s.group[old] = s.group[slot]
     s.group[slot] = STAGING
@@ -317,11 +300,10 @@ def stays(raw: Packed, key: int, group: int) -> bool:
 def exchangeable(raw: Packed, incoming: int, outgoing: int) -> bool:
     """Whether `outgoing` stays in the group of `incoming` and leaves room enough for it."""
     s = unpack(raw)
-    units = s.status.size // s.group_of.size
-    group = s.group_of[incoming // units]
+    group = s.group_of[incoming // s.units]
     if not stays(raw, outgoing, group):
         return False
-    fits: bool = s.room[group] + s.size[outgoing // units] >= s.size[incoming // units]
+    fits: bool = s.room[group] + s.size[outgoing // s.units] >= s.size[incoming // s.units]
     return fits
 
 
@@ -329,11 +311,10 @@ def exchangeable(raw: Packed, incoming: int, outgoing: int) -> bool:
 def release_staged(raw: Packed, layer: int) -> None:
     """Give back the staging slots held by units of `layer` that are not pinned."""
     s = unpack(raw)
-    units = s.status.size // s.group_of.size
     for i in range(s.staged.size):
         slot = s.staged[i]
         key = s.owner[slot]
-        if key == NONE or key // units != layer or s.pinned[key]:
+        if key == NONE or key // s.units != layer or s.pinned[key]:
             continue
         if s.status[key] == RESIDENT:
             forget(raw, key)

@@ -10,35 +10,15 @@ from dali.policies.core.packing import Packed
 from dali.policies.core.state import (
     ABSENT,
     DEMAND,
-    DEMAND_HEAD,
-    DEMAND_TAIL,
-    HINT_HEAD,
-    HINT_TAIL,
-    HITS,
-    IN_STAGING,
     LANDING,
-    LATE,
     LOG_COMPUTED,
-    LOG_COUNT,
     LOG_LANDED,
     LOG_NEXT,
-    LOGGING,
-    N_ACTIVE,
-    N_CPU,
-    N_GPU,
-    N_TO_COPY,
     NONE,
-    OUT_KEY,
-    OUT_SLOT,
     PREFETCH,
-    RESERVE,
     RESIDENT,
-    REUSABLE_COUNT,
     STAGING,
     SWAP,
-    SWAP_HEAD,
-    SWAP_TAIL,
-    SWAPS_FIRST,
     evict,
     exchangeable,
     forget,
@@ -74,7 +54,7 @@ def begin_step(
     units = workload.size
     base = layer * units
     n = 0
-    s.n[HITS] = s.n[LATE] = s.n[IN_STAGING] = 0
+    s.n.hits = s.n.late = s.n.in_staging = 0
     for unit in range(units):
         w = workload[unit]
         if w < 0 or w >= cpu_table.size:
@@ -89,9 +69,9 @@ def begin_step(
         s.pinned[key] = True
         if s.status[key] != ABSENT:
             s.unwanted[key] = False
-            s.n[HITS] += s.status[key] == RESIDENT
-            s.n[LATE] += s.status[key] == LANDING
-            s.n[IN_STAGING] += s.group[s.slot[key]] == STAGING
+            s.n.hits += s.status[key] == RESIDENT
+            s.n.late += s.status[key] == LANDING
+            s.n.in_staging += s.group[s.slot[key]] == STAGING
     if order.size > 0:
         if order.size != n:
             return -2
@@ -102,17 +82,17 @@ def begin_step(
                 return -2
             s.sort[unit] = 1
             s.active[i] = unit
-    s.n[N_ACTIVE] = n
+    s.n.active = n
     release_staged(raw, layer)
-    s.n[HINT_HEAD] = s.n[HINT_TAIL] = 0
+    s.n.hint_head = s.n.hint_tail = 0
     kept = 0
-    for i in range(s.n[SWAP_HEAD], s.n[SWAP_TAIL]):
+    for i in range(s.n.swap_head, s.n.swap_tail):
         if s.swap_in[i] // units != layer and s.swap_out[i] // units != layer:
             s.swap_in[kept] = s.swap_in[i]
             s.swap_out[kept] = s.swap_out[i]
             kept += 1
-    s.n[SWAP_HEAD] = 0
-    s.n[SWAP_TAIL] = kept
+    s.n.swap_head = 0
+    s.n.swap_tail = kept
     return n
 
 
@@ -140,7 +120,7 @@ def plan_step(raw: Packed, layer: int, workload: Ints, on_gpu: Bools) -> int:
     n_cpu = 0
     n_gpu = 0
     # One integer a unit sorts by status (resident, landing, to copy), then heavier, then lower id.
-    for i in range(s.n[N_ACTIVE]):
+    for i in range(s.n.active):
         unit = s.active[i]
         if on_gpu[unit]:
             rank = RESIDENT - np.int64(s.status[base + unit])
@@ -153,7 +133,7 @@ def plan_step(raw: Packed, layer: int, workload: Ints, on_gpu: Bools) -> int:
         s.gpu[i] = unit
         if s.status[base + unit] == ABSENT:
             first_copy = min(first_copy, i)
-    for i in range(s.n[N_ACTIVE]):
+    for i in range(s.n.active):
         unit = s.active[i]
         if not on_gpu[unit]:
             s.sort[n_cpu] = unit - (np.int64(workload[unit]) << 20)
@@ -165,11 +145,11 @@ def plan_step(raw: Packed, layer: int, workload: Ints, on_gpu: Bools) -> int:
     for i in range(demands):
         s.demand[i] = s.gpu[first_copy + i]
         s.demand_to[i] = STAGING
-    s.n[N_CPU] = n_cpu
-    s.n[N_GPU] = n_gpu
-    s.n[N_TO_COPY] = demands
-    s.n[DEMAND_HEAD] = 0
-    s.n[DEMAND_TAIL] = demands
+    s.n.cpu = n_cpu
+    s.n.gpu = n_gpu
+    s.n.to_copy = demands
+    s.n.demand_head = 0
+    s.n.demand_tail = demands
     return demands
 
 
@@ -177,40 +157,38 @@ def plan_step(raw: Packed, layer: int, workload: Ints, on_gpu: Bools) -> int:
 def queue_hints(raw: Packed, pairs: Ints) -> bool:
     """Replace the hints by `pairs` of (layer, unit), skipping what is not absent; False if one is out of range."""
     s = unpack(raw)
-    layers = s.group_of.size
-    units = s.status.size // layers
     n = 0
     for i in range(pairs.shape[0]):
-        if not (0 <= pairs[i, 0] < layers and 0 <= pairs[i, 1] < units) or n == s.hint.size:
+        if not (0 <= pairs[i, 0] < s.layers and 0 <= pairs[i, 1] < s.units) or n == s.hint.size:
             return False
-        key = pairs[i, 0] * units + pairs[i, 1]
+        key = pairs[i, 0] * s.units + pairs[i, 1]
         if s.status[key] == ABSENT:
             s.hint[n] = key
             n += 1
-    s.n[HINT_HEAD] = 0
-    s.n[HINT_TAIL] = n
+    s.n.hint_head = 0
+    s.n.hint_tail = n
     return True
 
 
 @kernel
 def _log(raw: Packed, what: int, a: int, b: int, c: int) -> None:
     s = unpack(raw)
-    if s.n[LOGGING]:
-        row = s.n[LOG_COUNT]
+    if s.n.logging:
+        row = s.n.log_count
         if row < s.log.size // 4:
             s.log[4 * row + 0] = what
             s.log[4 * row + 1] = a
             s.log[4 * row + 2] = b
             s.log[4 * row + 3] = c
-        s.n[LOG_COUNT] = row + 1
+        s.n.log_count = row + 1
 
 
 @kernel
 def _issue(raw: Packed, kind: int, key: int, slot: int) -> int:
     s = unpack(raw)
     own(raw, key, slot, LANDING)
-    s.n[OUT_KEY] = key
-    s.n[OUT_SLOT] = slot
+    s.n.out_key = key
+    s.n.out_slot = slot
     _log(raw, LOG_NEXT, kind, key, slot)
     return kind
 
@@ -218,46 +196,44 @@ def _issue(raw: Packed, kind: int, key: int, slot: int) -> int:
 @kernel
 def _next_hint(raw: Packed) -> int:
     s = unpack(raw)
-    while s.n[HINT_HEAD] < s.n[HINT_TAIL]:
-        key = s.hint[s.n[HINT_HEAD]]
+    while s.n.hint_head < s.n.hint_tail:
+        key = s.hint[s.n.hint_head]
         if s.status[key] == ABSENT:
-            if s.n[REUSABLE_COUNT] <= s.n[RESERVE]:
+            if s.n.reusable_count <= s.n.reserve:
                 return NONE
-            s.n[HINT_HEAD] += 1
+            s.n.hint_head += 1
             return _issue(raw, PREFETCH, key, pop_reusable(raw))
-        s.n[HINT_HEAD] += 1
+        s.n.hint_head += 1
     return NONE
 
 
 @kernel
 def _next_swap(raw: Packed) -> int:
     s = unpack(raw)
-    units = s.status.size // s.group_of.size
-    while s.n[SWAP_HEAD] < s.n[SWAP_TAIL]:
-        i = s.n[SWAP_HEAD]
-        s.n[SWAP_HEAD] += 1
+    while s.n.swap_head < s.n.swap_tail:
+        i = s.n.swap_head
+        s.n.swap_head += 1
         incoming = s.swap_in[i]
         outgoing = s.swap_out[i]
         if s.status[incoming] == ABSENT and not s.pinned[outgoing] and exchangeable(raw, incoming, outgoing):
             evict(raw, outgoing)
-            return _issue(raw, SWAP, incoming, take_empty(raw, incoming // units))
+            return _issue(raw, SWAP, incoming, take_empty(raw, incoming // s.units))
     return NONE
 
 
 @kernel
 def next_copy(raw: Packed, layer: int) -> int:
-    """Bind the next copy: its kind, with key and slot in `n[OUT_KEY]`, `n[OUT_SLOT]`; NONE if there is none.
+    """Bind the next copy: its kind, with key and slot in `n.out_key`, `n.out_slot`; NONE if there is none.
 
     Demand copies come first and in order: while one waits for a staging slot nothing else is issued, or
-    hints would take the slot it waits for.  Then hints by rank, which leave `n[RESERVE]` staging slots to
-    demand copies, and swaps; or swaps and hints, if `n[SWAPS_FIRST]`.
+    hints would take the slot it waits for.  Then hints by rank, which leave `n.reserve` staging slots to
+    demand copies, and swaps; or swaps and hints, if `n.swaps_first`.
     """
     s = unpack(raw)
-    units = s.status.size // s.group_of.size
-    if s.n[DEMAND_HEAD] < s.n[DEMAND_TAIL]:
-        i = s.n[DEMAND_HEAD]
+    if s.n.demand_head < s.n.demand_tail:
+        i = s.n.demand_head
         if s.demand_to[i] == STAGING:
-            if s.n[REUSABLE_COUNT] == 0:
+            if s.n.reusable_count == 0:
                 _log(raw, LOG_NEXT, NONE, NONE, NONE)
                 return NONE
             slot = pop_reusable(raw)
@@ -265,9 +241,9 @@ def next_copy(raw: Packed, layer: int) -> int:
             for j in range(s.victim_count[i]):
                 evict(raw, s.victims[s.victim_first[i] + j])
             slot = take_empty(raw, layer)
-        s.n[DEMAND_HEAD] += 1
-        return _issue(raw, DEMAND, layer * units + s.demand[i], slot)
-    if s.n[SWAPS_FIRST]:
+        s.n.demand_head += 1
+        return _issue(raw, DEMAND, layer * s.units + s.demand[i], slot)
+    if s.n.swaps_first:
         kind = _next_swap(raw)
         if kind == NONE:
             kind = _next_hint(raw)
@@ -309,25 +285,24 @@ def end_step(raw: Packed, layer: int, pairs: Ints) -> bool:
     False if a pair names an outgoing unit that is not resident in the incoming unit's group.
     """
     s = unpack(raw)
-    units = s.status.size // s.group_of.size
-    for i in range(s.n[N_ACTIVE]):
-        s.pinned[layer * units + s.active[i]] = False
-    s.n[N_ACTIVE] = 0
+    for i in range(s.n.active):
+        s.pinned[layer * s.units + s.active[i]] = False
+    s.n.active = 0
     for i in range(pairs.shape[0]):
         incoming = pairs[i, 0]
         outgoing = pairs[i, 1]
         if not (0 <= incoming < s.status.size and 0 <= outgoing < s.status.size):
             return False
-        if not stays(raw, outgoing, s.group_of[incoming // units]):
+        if not stays(raw, outgoing, s.group_of[incoming // s.units]):
             return False
         if not exchangeable(raw, incoming, outgoing):
             continue
         if s.status[incoming] == RESIDENT and s.group[s.slot[incoming]] == STAGING:
             evict(raw, outgoing)
             keep_staged(raw, incoming)
-        elif s.status[incoming] == ABSENT and s.n[SWAP_TAIL] < s.swap_in.size:
-            s.swap_in[s.n[SWAP_TAIL]] = incoming
-            s.swap_out[s.n[SWAP_TAIL]] = outgoing
-            s.n[SWAP_TAIL] += 1
+        elif s.status[incoming] == ABSENT and s.n.swap_tail < s.swap_in.size:
+            s.swap_in[s.n.swap_tail] = incoming
+            s.swap_out[s.n.swap_tail] = outgoing
+            s.n.swap_tail += 1
     release_staged(raw, layer)
     return True

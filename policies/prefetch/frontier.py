@@ -13,7 +13,7 @@ import numpy as np
 from dali.policies.assign.base import sort_descending
 from dali.policies.core.jit import kernel
 from dali.policies.core.packing import Packed
-from dali.policies.core.state import ABSENT, LANDING, N_CPU, N_GPU, N_TO_COPY, OUT_KEY, unpack
+from dali.policies.core.state import ABSENT, LANDING, unpack
 from dali.policies.prefetch.base import Scores, predicted_rows, require_source
 from dali.policies.require import require_count
 from dali.policies.types import Bools, Bytes, Capacity, Floats, Ints, LayerView, Shape
@@ -32,13 +32,13 @@ def running_step(
     s = unpack(raw)
     idle = 0.0
     contended = 0.0
-    for unit in s.cpu[: s.n[N_CPU]]:
+    for unit in s.cpu[: s.n.cpu]:
         idle += cpu[workload[unit]]
         contended += cpu_contended[workload[unit]]
-    link = LEFT_OF_COPY * copy_time if s.status[s.n[OUT_KEY]] == LANDING else 0.0
+    link = LEFT_OF_COPY * copy_time if s.status[s.n.out_key] == LANDING else 0.0
     on_gpu = 0.0
-    first_copy = s.n[N_GPU] - s.n[N_TO_COPY]
-    for i in range(s.n[N_GPU]):
+    first_copy = s.n.gpu - s.n.to_copy
+    for i in range(s.n.gpu):
         if i >= first_copy:
             on_gpu = max(on_gpu, link + copy_time)
             link += copy_time + issue_gap

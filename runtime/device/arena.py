@@ -1,8 +1,7 @@
-"""The memory that stands for the GPU's, and how work is ordered there: the one place where devices differ.
+"""The memory that units are copied to, and how work is ordered there: what the executor asks of a device.
 
-`CudaArena` is a GPU: kernels are queued on the current stream, copies on a second one, results come back on a
-third.  `HostArena` is a second piece of host memory: kernels run where they are called, and a copy is made by
-the thread that waits for it.  Everything else of the executor is the same code for both.
+`device.cuda` is a GPU, `device.host` a second piece of host memory in its place; `device.choose` tells them apart by
+name.  Everything else of the executor is the same code for both.
 """
 
 from __future__ import annotations

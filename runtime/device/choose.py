@@ -11,12 +11,16 @@ from dali.runtime.device.host import HostArena
 
 
 def arena_for(
-    device: str | torch.device, link_bytes_per_s: float | None = None, device_threads: int | None = None
+    device: str | torch.device | None = None, link_bytes_per_s: float | None = None, device_threads: int | None = None
 ) -> Arena:
-    """The arena of a device: cuda, cuda:N or cpu.  `link_bytes_per_s` and `device_threads` are for cpu only."""
+    """The arena of a device: cuda, cuda:N, cpu or None, a GPU where there is one.
+
+    `link_bytes_per_s` and `device_threads` are for cpu only.  InputError for a device that is not there.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise InputError(f"device: found {device!r}, expected cuda, cuda:N or cpu") from None
     if found.type == "cpu":
         return HostArena(link_bytes_per_s, device_threads)

@@ -1,4 +1,4 @@
-"""A CUDA device: kernels, copies and results on three streams."""
+"""A GPU: kernels are queued on the current stream, copies on a second one, results come back on a third."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from torch import Tensor
 from dali.policies.types import InputError
 from dali.runtime.device.arena import Arena, Ready, Transfer
 from dali.runtime.device.memory import page_memory
-
-# ---- CUDA ------------------------------------------------------------------------------------------
 
 
 class _Epoch:

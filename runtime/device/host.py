@@ -1,4 +1,4 @@
-"""Host memory in the GPU's place: the same threads and real copies."""
+"""Host memory in the GPU's place: kernels run where they are called, copies are real and made by who waits for them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from torch import Tensor
 from dali.policies.types import InputError
 from dali.runtime.device.arena import Arena, Ready, Transfer
 from dali.runtime.device.memory import free_host_bytes, page_memory
-
-# ---- host ------------------------------------------------------------------------------------------
 
 
 class HostTransfer(Transfer):

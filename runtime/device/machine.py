@@ -1,4 +1,4 @@
-"""What a profile says of its machine, and whether the machine is fit to be measured now."""
+"""What results say of the machine they were measured on, and whether it is fit to be measured now."""
 
 from __future__ import annotations
 
@@ -18,54 +18,81 @@ from dali.runtime.device.host import HostArena
 from dali.runtime.device.memory import free_host_bytes
 
 _QUERY = ("driver_version", "pcie.link.gen.current", "pcie.link.gen.max", "pcie.link.width.current", "utilization.gpu")
+LIBRARIES = ("transformers", "accelerate", "safetensors", "numpy", "numba", "dali-moe")
 # Another process's kernels would be in every figure.
 BUSY_PERCENT = 10
 # Two profiles of one machine agree in these; others, such as versions, may change and are then said.
 IDENTITY = ("gpu", "cpu", "cores", "cpu_threads", "device_threads", "dtype", "link_bytes_per_s")
-_LIBRARIES = ("torch", "transformers", "numpy", "dali-moe")
 
 
-def machine(arena: Arena, cpu_threads: int | None, dtype: torch.dtype) -> dict[str, Any]:
-    """Names, sizes and versions of this machine."""
+def describe(arena: Arena, cpu_threads: int | None = None, dtype: torch.dtype | None = None) -> dict[str, Any]:
+    """Names, sizes, threads and versions of this machine, as plain values.
+
+    cpu_threads  of CPU units; None = the arena's number
+    dtype        of the units that are measured; None where there are none
+    """
     host = arena if isinstance(arena, HostArena) else None
     return {
         "gpu": gpu_name(arena),
         "cpu": cpu_name(),
         "cores": usable_cores(),
         "cpu_threads": cpu_threads or arena.cpu_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "device_threads": host and host.threads,
         "host_memory_gb": round(host_memory_bytes() / 1e9, 1),
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
         "link_bytes_per_s": host and host.link_bytes_per_s,
         "gpu_details": gpu_details(arena.device),
         "system": platform.system(),
         "python": platform.python_version(),
-        **{name.replace("-", "_"): importlib.metadata.version(name) for name in _LIBRARIES},
+        **versions(),
     }
 
 
+def versions() -> dict[str, str | None]:
+    """Versions of the libraries that figures depend on, None for one that is not installed.
+
+    Of torch the build (2.13.0+cu130): other builds run other kernels, and the distribution's version may not tell them
+    apart.
+    """
+    return {"torch": str(torch.__version__), **{name.replace("-", "_"): _version(name) for name in LIBRARIES}}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def check_same_machine(name: str, profile: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """InputError if a profile was measured on another machine; lines on what else changed since."""
+    """InputError if a profile was measured on another machine; lines on what else changed of what it says."""
     for field in IDENTITY:
         if profile.get(field) != here[field]:
             raise InputError(
                 f"profile {name}: expected {field} {profile.get(field)}, found {here[field]} here; calibrate here"
             )
-    changed = [key for key, value in here.items() if key not in IDENTITY and profile.get(key) != value]
-    return [f"{key} was {profile.get(key)} at calibration and is {here[key]} now." for key in changed]
+    changed = [key for key in here if key not in IDENTITY and key in profile and profile[key] != here[key]]
+    return [f"{key} was {profile[key]} at calibration and is {here[key]} now." for key in changed]
 
 
 def gpu_name(arena: Arena) -> str:
     """The device's name; where host memory stands for it, that."""
-    return (
-        torch.cuda.get_device_name(arena.device) if arena.device.type == "cuda" else "none (host memory in its place)"
-    )
+    if arena.device.type == "cuda":
+        return torch.cuda.get_device_name(arena.device)
+    return "none (host memory in its place)"
 
 
 def gpu_details(device: torch.device) -> dict[str, str]:
-    """Driver, link generation and width, and use as nvidia-smi says; empty where there is none."""
+    """CUDA's version; driver, link generation and width, and use where nvidia-smi says them; empty without a GPU."""
+    if device.type != "cuda":
+        return {}
+    return _from_driver(device) | {"cuda": str(torch.version.cuda)}
+
+
+def _from_driver(device: torch.device) -> dict[str, str]:
     tool = shutil.which("nvidia-smi")
-    if device.type != "cuda" or tool is None:
+    if tool is None:
         return {}
     # torch's numbering follows CUDA_VISIBLE_DEVICES, nvidia-smi's does not: the identifier is the same for both.
     index = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
@@ -74,7 +101,7 @@ def gpu_details(device: torch.device) -> dict[str, str]:
     if answer.returncode:
         return {}
     values = answer.stdout.strip().splitlines()[0].split(", ")
-    return dict(zip(_QUERY, values, strict=True)) | {"cuda": str(torch.version.cuda)}
+    return dict(zip(_QUERY, values, strict=True))
 
 
 def check_idle(device: torch.device) -> None:

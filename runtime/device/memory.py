@@ -1,4 +1,4 @@
-"""Host memory: how much is free, and pages for what is copied."""
+"""Host memory: pages for what is copied, and how many bytes are free."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-# ---- host memory -----------------------------------------------------------------------------------
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 def page_memory(blocks: int, size: int) -> Tensor:
@@ -18,10 +19,6 @@ def page_memory(blocks: int, size: int) -> Tensor:
     if hasattr(mmap, "MADV_HUGEPAGE"):
         pages.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(pages, dtype=torch.uint8).view(blocks, size)
-
-
-_MEMINFO = Path("/proc/meminfo")
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 def free_host_bytes() -> int:

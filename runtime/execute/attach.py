@@ -1,4 +1,8 @@
-"""How a model of transformers is changed while its experts are elsewhere, and changed back."""
+"""What a model of transformers has changed while its experts are elsewhere, and how it is changed back.
+
+Its experts' calls go to an executor, through transformers' experts interface; hooks tell the executor of forward passes
+and of what routers read; parameters and buffers return to the devices they were on.
+"""
 
 from __future__ import annotations
 
@@ -13,35 +17,59 @@ from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from dali.runtime.execute.executor import Executor
-from dali.runtime.model.moe_layers import MoeLayer
 
 NAME = "dali"
+"""Of the experts implementation that an attached model's configuration names."""
 
+# By the id of an experts module, what runs it; by that of a configuration, the implementation it named before.
 _running: dict[int, Callable[..., Tensor]] = {}
 _before: dict[int, str | None] = {}
 
 
-# ---- the model's devices ---------------------------------------------------------------------------
+# ---- devices
 
 
-def devices(model: nn.Module) -> dict[str, torch.device]:
-    """Where each parameter and buffer is."""
+def placement(model: nn.Module) -> dict[str, torch.device]:
+    """Device of each parameter and buffer by name."""
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     return {name: tensor.device for name, tensor in tensors}
 
 
-def move(model: nn.Module, devices: dict[str, torch.device]) -> None:
-    """Put each parameter and buffer back where it was."""
+def put_back(model: nn.Module, placed: dict[str, torch.device]) -> None:
+    """Move parameters and buffers to where `placement` found them."""
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        if parameter.device != devices[name]:
-            parameter.data = parameter.data.to(devices[name])
+        if parameter.device != placed[name]:
+            parameter.data = parameter.data.to(placed[name])
     for name, buffer in list(model.named_buffers(remove_duplicate=False)):
-        if name in devices and buffer.device != devices[name]:
+        if name in placed and buffer.device != placed[name]:
             owner, _, own = name.rpartition(".")
-            setattr(model.get_submodule(owner), own, buffer.to(devices[name]))
+            setattr(model.get_submodule(owner), own, buffer.to(placed[name]))
 
 
-# ---- the model's calls -----------------------------------------------------------------------------
+# ---- the experts' calls
+
+
+def take_over(model: PreTrainedModel, modules: Sequence[nn.Module], executor: Executor, stack: ExitStack) -> None:
+    """Hand the calls of the experts of each layer to the executor until the stack is closed."""
+    ALL_EXPERTS_FUNCTIONS[NAME] = _experts_forward
+    configs = {id(module.config): module.config for module in modules}
+    before = {key: config._experts_implementation for key, config in configs.items()}
+    stack.callback(_name_again, configs, before)
+    _before.update(before)
+    model.set_experts_implementation(NAME)
+    for config in configs.values():
+        # Configurations of parts of a model that the call above does not reach.
+        if config._experts_implementation != NAME:
+            config._experts_implementation = NAME
+    for layer, module in enumerate(modules):
+        stack.callback(_running.pop, id(module))
+        _running[id(module)] = _call(executor, layer)
+
+
+def _name_again(configs: dict[int, Any], before: dict[int, str | None]) -> None:
+    for key, config in configs.items():
+        config._experts_implementation = before[key]
+        _before.pop(key, None)
 
 
 @torch.compiler.disable
@@ -55,54 +83,34 @@ def _experts_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return original(module, *args, **kwargs)
 
 
-def register(model: PreTrainedModel, modules: list[nn.Module], executor: Executor, stack: ExitStack) -> None:
-    """Hand the experts' calls to the executor, through transformers' experts interface."""
-    ALL_EXPERTS_FUNCTIONS[NAME] = _experts_forward
-    configs = {id(module.config): module.config for module in modules}
-    before = {key: config._experts_implementation for key, config in configs.items()}
-    stack.callback(_restore, configs, before)
-    _before.update(before)
-    model.set_experts_implementation(NAME)
-    for config in configs.values():
-        if config._experts_implementation != NAME:
-            config._experts_implementation = NAME
-    for layer, module in enumerate(modules):
-        stack.callback(_running.pop, id(module))
-        _running[id(module)] = _calling(executor, layer)
+def _call(executor: Executor, layer: int) -> Callable[..., Tensor]:
+    """The executor's call for a layer, with the names that the experts interface gives its arguments."""
 
-
-def _restore(configs: dict[int, Any], before: dict[int, str | None]) -> None:
-    for key, config in configs.items():
-        config._experts_implementation = before[key]
-        _before.pop(key, None)
-
-
-def _calling(executor: Executor, layer: int) -> Callable[..., Tensor]:
     def run(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         return executor.run(layer, hidden_states, top_k_index, top_k_weights)
 
     return run
 
 
-def hook(model: nn.Module, layers: Sequence[MoeLayer], executor: Executor, predicting: bool, stack: ExitStack) -> None:
-    """Tell the executor where forward passes begin and end, and what routers read."""
-    model_hooks = (
-        model.register_forward_pre_hook(
-            lambda _, args, kwargs: executor.begin_forward(*_about(args, kwargs)), with_kwargs=True
-        ),
-        model.register_forward_hook(lambda *_: executor.end_forward()),
+# ---- forward passes and routers
+
+
+def watch(model: nn.Module, routers: Sequence[nn.Module], executor: Executor, stack: ExitStack) -> None:
+    """Tell the executor, until the stack is closed, where forward passes begin and end, and what these routers read.
+
+    routers  of each layer where predictors need it, else none
+    """
+    begin = model.register_forward_pre_hook(
+        lambda _, args, kwargs: executor.begin_forward(*_about(args, kwargs)), with_kwargs=True
     )
-    for handle in model_hooks:
-        stack.callback(handle.remove)
-    for number, layer in enumerate(layers if predicting else ()):
-        stack.callback(layer.router.register_forward_pre_hook(_reading(executor, number)).remove)
+    stack.callback(begin.remove)
+    stack.callback(model.register_forward_hook(lambda *_: executor.end_forward()).remove)
+    for layer, router in enumerate(routers):
+        stack.callback(router.register_forward_pre_hook(_reading(executor, layer)).remove)
 
 
 def _reading(executor: Executor, layer: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-    def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-        executor.router_input(layer, args[0])
-
-    return hook
+    return lambda _, args: executor.router_input(layer, args[0])
 
 
 def _about(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, bool]:

@@ -48,6 +48,12 @@ class Routed(NamedTuple):
     order: NDArray[np.int64]
     starts: NDArray[np.int64]
 
+    def of_units(self, units: Sequence[int], slices: int) -> tuple[NDArray[np.int64], list[int]]:
+        """Choices of the units one after the other, and how many each has; unit e * slices + s is of expert e."""
+        starts = self.starts.tolist()
+        spans = [(starts[unit // slices], starts[unit // slices + 1]) for unit in units]
+        return np.concatenate([self.order[low:high] for low, high in spans]), [high - low for low, high in spans]
+
 
 def routed(ids: Ints, weights: NDArray[np.float32], experts: int) -> Routed:
     """Sort the choices of a layer step; ids of no expert (dropped tokens) are left out."""

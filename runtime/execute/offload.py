@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from dali.policies.core.planner import Planner, Policy
@@ -19,23 +19,22 @@ from dali.policies.types import Capacity, Copy, CopyKind, Floats, InputError, In
 from dali.runtime.device.arena import Arena
 from dali.runtime.device.choose import arena_for
 from dali.runtime.device.host import HostArena
-from dali.runtime.device.memory import free_host_bytes
 from dali.runtime.execute.account import Account
-from dali.runtime.execute.attach import devices, hook, move, register
+from dali.runtime.execute.attach import placement, put_back, take_over, watch
 from dali.runtime.execute.cpu_experts import CpuExperts
 from dali.runtime.execute.executor import Executor
+from dali.runtime.execute.gpu_experts import GpuExperts
 from dali.runtime.execute.host_store import HostStore
 from dali.runtime.execute.layer_steps import Chooser, ForcedRouting, ForcedSteps
 from dali.runtime.execute.link import Link
 from dali.runtime.execute.live_trace import LiveTrace
 from dali.runtime.execute.quick_costs import quick_costs, without_weights
+from dali.runtime.execute.room import Room
 from dali.runtime.execute.slots import Slots
 from dali.runtime.model.layout import unit_layout
 from dali.runtime.model.moe_layers import moe_layers
 from dali.traces.trace import Trace
 
-# Left free on a GPU that is sized automatically: activations, the KV cache, the kernels' own memory.
-RESERVE = 2 << 30
 MAX_TOKENS = 8192
 _said: set[str] = set()
 
@@ -53,7 +52,7 @@ class Offload:
     capacity   GPU slots for units that stay: a number of units (int), a share of all units (float, 0 to 1), or None
                for as many as the memory limit leaves.  The policy's staging slots come on top
     memory     bytes of GPU memory for all slots, staging included; instead of `capacity`.  None = with no capacity
-               given either, what the GPU has free, less `RESERVE` for activations
+               given either, what the GPU has free, less `room.RESERVE` for activations
     device     "cuda" (default where there is one), "cuda:1", "cpu", or an `Arena`
     slices     equal parts of each expert along its inner width, each a unit
     believed   what jobs cost as far as the policy knows (a roofline or a calibrated one); None = timed shortly here
@@ -104,12 +103,14 @@ class Offload:
         if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
             raise InputError(f"{type(model).__name__}: found it spread over devices (device_map), expected it on one")
         if not isinstance(device, Arena):
-            device = arena_for(device or _default(), link_bytes_per_s, device_threads)
+            device = arena_for(device, link_bytes_per_s, device_threads)
         self.arena, self._cpu_threads = device, cpu_threads or device.cpu_threads()
         self.slices = slices
         self.shape = self._shape(popularity)
-        self.capacity = self._capacity(capacity, memory)
-        self._check_memory()
+        room = Room(model, self._layers, self._layouts, self.arena, policy.staging)
+        units = room.units(capacity, memory)
+        self.capacity = Capacity.in_units(units, policy.cache.scope, self.shape.layers)
+        room.check(self.capacity.total)
         if believed is None:
             believed = self._timed(routing)
         self.planner = Planner(policy, self.shape, self.capacity, believed, seed, log)
@@ -169,7 +170,7 @@ class Offload:
             for layer in range(len(self._layers)):
                 stack.callback(store.give_back, layer)
                 store.take(layer)
-            stack.callback(move, self.model, devices(self.model))
+            stack.callback(put_back, self.model, placement(self.model))
             self.model.to(self.arena.device)
             self._start(store, stack)
             self._stack = stack.pop_all()
@@ -189,14 +190,15 @@ class Offload:
         hosts = [without_weights(each, torch.device("cpu")) for each in modules]
         link = Link(planner, store, slots, self.account)
         cpu = CpuExperts(arena, store, self._layouts, hosts, self._cpu_threads)
+        gpu = GpuExperts(planner, self._layouts, modules, arena, slots, link, self.account)
         executor = Executor(
             planner,
             self._layouts,
             modules,
             arena,
-            slots,
             link,
             cpu,
+            gpu,
             self.account,
             self._live,
             self._predictor,
@@ -206,8 +208,9 @@ class Offload:
         for thread in (link, cpu):
             stack.callback(thread.stop)
             thread.start()
-        hook(self.model, self._layers, executor, self._predictor is not None, stack)
-        register(self.model, modules, executor, stack)
+        routers = [] if self._predictor is None else [layer.router for layer in self._layers]
+        watch(self.model, routers, executor, stack)
+        take_over(self.model, modules, executor, stack)
 
     def _fill(self, store: HostStore, slots: Slots) -> None:
         """Copy what is resident before the first step."""
@@ -224,64 +227,6 @@ class Offload:
         if popularity is not None and popularity.shape[-1] * self.slices == units:
             popularity = np.repeat(popularity, self.slices, axis=-1) / self.slices
         return Shape(len(self._layouts), units, sizes, popularity)
-
-    @property
-    def _block(self) -> int:
-        return max(layout.block_bytes for layout in self._layouts)
-
-    def _capacity(self, capacity: int | float | None, memory: int | None) -> Capacity:
-        every, staging = self.shape.layers * self.shape.units, self._policy.staging
-        if capacity is not None and memory is not None:
-            raise InputError("capacity, memory: found both, expected at most one of them")
-        if isinstance(capacity, float):
-            if not 0 < capacity <= 1:
-                raise InputError(f"capacity: found a share of {capacity}, expected above 0 and at most 1")
-            capacity = int(capacity * every)
-        elif capacity is None:
-            if memory is None:
-                memory = self.arena.free_bytes() - self._rest() - RESERVE
-            capacity = min(memory // self._block - staging, every)
-            if capacity < 1:
-                raise InputError(
-                    f"GPU memory: found {memory / 1e6:.1f} MB for units, expected at least "
-                    f"{(staging + 1) * self._block / 1e6:.1f} MB: one unit and {staging} staging slots"
-                )
-        if capacity < 1 or capacity > every:
-            raise InputError(f"capacity: found {capacity} units, expected 1 to {every}")
-        return Capacity.in_units(capacity, self._policy.cache.scope, self.shape.layers)
-
-    def _rest(self) -> int:
-        """Bytes of what is not experts and not on the device yet."""
-        experts = {id(p) for layer in self._layers for p in layer.experts.parameters(recurse=False)}
-        return sum(_bytes(t) for t in _tensors(self.model) if id(t) not in experts and not self._here(t))
-
-    def _here(self, tensor: Tensor) -> bool:
-        return tensor.device.type == self.arena.device.type
-
-    def _check_memory(self) -> None:
-        """InputError unless slots and the rest of the model fit on the device, and the units on the host."""
-        sizes = [layout.units * layout.block_bytes for layout in self._layouts]
-        slots = (self.capacity.total + self._policy.staging) * self._block
-        # Layers leave the host one by one as they enter the store; those that are on a device only enter it.
-        host = max(sizes) + sum(size for size, device in zip(sizes, self._homes(), strict=True) if device != "cpu")
-        if self.arena.device.type == "cpu":
-            host += slots
-        else:
-            needed = slots + self._rest()
-            leaving = [size for size, home in zip(sizes, self._homes(), strict=True) if home == self.arena.device.type]
-            free = self.arena.free_bytes() + sum(leaving)
-            if needed > free:
-                raise InputError(
-                    f"GPU memory: found {free / 1e9:.2f} GB free, expected {needed / 1e9:.2f} GB: "
-                    f"{slots / 1e9:.2f} GB of slots and the model without its experts"
-                )
-        available = free_host_bytes()
-        if host > available:
-            raise InputError(f"host memory: found {available / 1e9:.2f} GB free, expected {host / 1e9:.2f} GB")
-
-    def _homes(self) -> list[str]:
-        """Type of device that each layer's experts are on."""
-        return [next(layer.experts.parameters()).device.type for layer in self._layers]
 
     def _timed(self, routing: ForcedRouting | None) -> CostModel:
         most = MAX_TOKENS if routing is None else max(MAX_TOKENS, routing.workload(1).max_tokens)
@@ -334,19 +279,7 @@ def _check_wholes(**values: object) -> None:
             raise InputError(f"{name}: found {value!r}, expected a whole number of at least 1")
 
 
-def _default() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def _say_once(line: str) -> None:
     if line not in _said:
         _said.add(line)
         print(line, file=sys.stderr)
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
-def _tensors(model: nn.Module) -> list[Tensor]:
-    return [*model.parameters(), *model.buffers()]

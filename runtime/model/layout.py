@@ -170,7 +170,7 @@ def unit_layout(layer: MoeLayer, slices: int) -> UnitLayout:
 
 
 class _PartCut(NamedTuple):
-    """Fields of a `Part` that do not depend on the others."""
+    """Fields of a `WeightPart` that do not depend on the others."""
 
     name: str
     shape: tuple[int, ...]

@@ -259,7 +259,7 @@ def beside(trace: str | Path) -> Path:
 
 
 def shape_of(layers: Sequence[MoeLayer]) -> dict[str, Any]:
-    """The fields of `Origin` that tell one model from another."""
+    """The fields of `PredictorOrigin` that tell one model from another."""
     widths = sorted({layer.hidden for layer in layers})
     if len(widths) > 1:
         raise InputError(f"routers: found inputs of {widths} numbers, expected one width in all layers")

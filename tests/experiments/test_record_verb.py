@@ -10,7 +10,7 @@ import pytest
 
 from dali.experiments.cli import main
 from dali.experiments.extras import runtime_modules
-from dali.experiments.models.prompts import BUILT_IN, CALIBRATION, fit, read_prompts
+from dali.experiments.models.prompts import BUILT_IN, CALIBRATION, read_prompts, to_length
 from dali.traces.trace import Trace
 
 SHAPE = {
@@ -326,10 +326,10 @@ def test_full_disk(here, models, capsys):
 # ---- prompts ---------------------------------------------------------------------------------------
 
 
-def test_fit_cuts_and_repeats():
-    assert fit([1, 2, 3], 2) == [1, 2]
-    assert fit([1, 2, 3], 3) == [1, 2, 3]
-    assert fit([1, 2, 3], 7) == [1, 2, 3, 1, 2, 3, 1]
+def test_a_prompt_is_cut_or_repeated():
+    assert to_length([1, 2, 3], 2) == [1, 2]
+    assert to_length([1, 2, 3], 3) == [1, 2, 3]
+    assert to_length([1, 2, 3], 7) == [1, 2, 3, 1, 2, 3, 1]
 
 
 def test_text_file_has_one_prompt_a_line(tmp_path):

@@ -1,9 +1,12 @@
 """`dali run`: what it prints and writes, shapes with random weights, and one line for what it cannot do."""
 
+import copy
+import dataclasses
 import gzip
 import json
 import math
 import shutil
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -14,19 +17,17 @@ transformers = pytest.importorskip("transformers", reason="needs the runtime ext
 
 from dali.experiments.cli import main
 from dali.experiments.models import shaped
+from dali.experiments.models.fewer_layers import cut_to_layers, scaled_to_layers
 from dali.experiments.scene import expert_popularity
 from dali.experiments.settings.compose import SHIPPED, configuration, listing
 from dali.experiments.settings.objects import make, make_policy
-from dali.experiments.verbs.run import log, others, report
+from dali.experiments.verbs.run import log, model, others, report
+from dali.experiments.verbs.run import session as session_module
 from dali.experiments.verbs.run.once import (
     Shown,
     Timing,
 )
-from dali.experiments.verbs.run.plan import (
-    RunPlan,
-    first_layers,
-    with_layers,
-)
+from dali.experiments.verbs.run.plan import RunPlan
 from dali.experiments.verbs.run.session import (
     PolicyRun,
     Progress,
@@ -51,6 +52,30 @@ GIVEN = ["device=cpu", "cache_share=0.25"]
 SHAPE = ["model=qwen3_30b_a3b", "model.hidden=64", "model.expert_width=16", "layers=2", "dtype=float32"]
 FORCED = [*SHAPE, "routing=tiny_moe", "device=cpu", "cache_share=0.25", "prompt_tokens=8", "generate=4"]
 PROMPT = "def merge_sorted(left, right):\n"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch, loaded):
+    """The shipped model is loaded once, and bandwidths, which have tests of their own, are measured shortly."""
+    load = model.load_model
+    monkeypatch.setattr(model, "load_model", lambda name, *how: loaded(load, name, *how))
+    for measured in ("copy_bandwidth", "read_bandwidth"):
+        monkeypatch.setattr(session_module, measured, partial(getattr(session_module, measured), seconds=0.01))
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    """Function (how to load, name, other arguments) -> model, a copy of what the same arguments gave before."""
+    models = {}
+
+    def load(really, name, *how):
+        if name != str(TINY):
+            return really(name, *how)
+        if how not in models:
+            models[how] = really(name, *how)
+        return copy.deepcopy(models[how])
+
+    return load
 
 
 @pytest.fixture
@@ -183,7 +208,7 @@ def test_gpu_memory_in_gb_is_a_share_of_the_units(here):
 
 # ---- shapes ----------------------------------------------------------------------------------------
 
-SHAPES = sorted(shaped._ARCHITECTURES)
+SHAPES = sorted(shaped.ARCHITECTURES)
 
 
 def shape_of(name: str, *changes: str):
@@ -193,7 +218,7 @@ def shape_of(name: str, *changes: str):
 @pytest.mark.parametrize("name", SHAPES)
 def test_architecture_has_the_sizes_of_its_shape(name):
     """Weights of a layer's attention are the shape's but for norms, biases and sinks; experts are the shape's."""
-    shape = with_layers(shape_of(name), 5 if name == "deepseek_v3" else 2)
+    shape = scaled_to_layers(shape_of(name), 5 if name == "deepseek_v3" else 2)
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(shaped.architecture(name, shape))
     layers = model.model.layers
@@ -209,6 +234,21 @@ def test_architecture_has_the_sizes_of_its_shape(name):
     assert sum(p.numel() for p in shared) <= 3 * shape.hidden * shape.shared_width
 
 
+def test_fewer_layers_in_two_ways():
+    """DeepSeek-V3: 58 MoE layers, 3 dense ones and a vocabulary of 129,280; 29 layers are half of it."""
+    shape = shape_of("deepseek_v3")
+    half, cut = scaled_to_layers(shape, 29), cut_to_layers(shape, 29)
+    assert (shape.layers, shape.dense_layers, shape.vocabulary) == (58, 3, 129280)
+    assert (half.layers, half.dense_layers, half.vocabulary) == (29, 2, 64640)
+    assert half.name == "deepseek_v3 cut to 29 layers"
+    assert cut == dataclasses.replace(shape, layers=29)
+    assert scaled_to_layers(shape, 58) == cut_to_layers(shape, 58) == shape
+    for fewer in (scaled_to_layers, cut_to_layers):
+        for layers in (0, 59):
+            with pytest.raises(InputError, match=f"layers: found {layers}, expected 1 to the 58 of deepseek_v3"):
+                fewer(shape, layers)
+
+
 def test_every_file_of_conf_model_can_be_run():
     loader = listing("run", ["checkpoint=null"])
     line = next(line for line in loader.splitlines() if line.startswith("  model: "))
@@ -222,7 +262,7 @@ SMALL = ["model.hidden=64", "model.expert_width=32", "model.vocabulary=640", "mo
 def test_random_weights_are_whole(name):
     """Attention sinks, biases and correction terms of routers too: a model with numbers left as they were is not."""
     shared = ["model.shared_width=32"] if name == "deepseek_v3" else []
-    model = shaped.shaped_model(name, with_layers(shape_of(name, *SMALL, *shared), 1))
+    model = shaped.shaped_model(name, scaled_to_layers(shape_of(name, *SMALL, *shared), 1))
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     for key, tensor in model.state_dict().items():
         assert torch.isfinite(tensor).all(), key
@@ -235,7 +275,7 @@ def test_random_weights_are_whole(name):
 
 
 def test_random_weights_are_the_same_by_seed():
-    shape, state = with_layers(shape_of("gpt_oss_20b", *SMALL), 1), torch.random.get_rng_state()
+    shape, state = scaled_to_layers(shape_of("gpt_oss_20b", *SMALL), 1), torch.random.get_rng_state()
     one, same, other = (shaped.shaped_model("gpt_oss_20b", shape, seed=seed).state_dict() for seed in (1, 1, 2))
     assert torch.equal(torch.random.get_rng_state(), state)
     for key, tensor in one.items():
@@ -243,8 +283,12 @@ def test_random_weights_are_the_same_by_seed():
         assert torch.equal(tensor, other[key]) == (("norm" in key) or (key.endswith("bias") and tensor.ndim == 1)), key
 
 
-def test_a_shape_runs_and_says_what_its_text_is_worth(here, capsys):
-    """mixtral_8x7b at 1 layer: its vocabulary of 32,000 shrinks with the layers to 1,000; no text is shown."""
+def test_a_shape_runs_and_says_what_its_text_is_worth(here, capsys, monkeypatch):
+    """mixtral_8x7b at 1 layer: its vocabulary of 32,000 shrinks with the layers to 1,000; no text is shown.
+
+    torch is the package index's own: its distribution says 2.13.0, itself which build it is.
+    """
+    monkeypatch.setattr(torch, "__version__", "2.13.0+cu130")
     small = ["model=mixtral_8x7b", "model.hidden=64", "model.expert_width=32", "layers=1", "device=cpu"]
     out = ran(capsys, *small, "policy=naive", "cache_share=0.5", "prompt_tokens=4", "generate=1")
     assert out.startswith("\nmixtral_8x7b cut to 1 layers")
@@ -252,6 +296,7 @@ def test_a_shape_runs_and_says_what_its_text_is_worth(here, capsys):
     assert (about["moe_layers"], about["experts"], about["dtype"]) == (1, 8, "bfloat16")
     assert about["weights"] == "random, seed 0"
     assert list(about["tokens_per_s"]["naive"]) == ["prefill"]
+    assert about["machine"]["torch"] == "2.13.0+cu130"
 
 
 # ---- comparisons on forced routing -----------------------------------------------------------------
@@ -274,7 +319,7 @@ def test_compares_policies_and_baselines_in_one_run(here, capsys):
     assert about["copy_bandwidth_share_by_policy"]["on_demand"] > 0
     assert about["host_bandwidth_share_by_policy"]["on_demand"] is None  # it has no CPU units
     assert (about["moe_layers"], about["experts"], about["top_k"], about["cache_share"]) == (2, 64, 4, 0.25)
-    assert about["machine"]["torch"] == torch.__version__
+    assert about["machine"]["torch"] == str(torch.__version__)
     assert "Routing is tiny_moe's: 2 layers x 64 experts" in out
     # Not kept where speed is compared: it takes time.
     assert not list(folder.glob("*.npz"))
@@ -319,36 +364,31 @@ def test_routing_reaches_a_model_that_accelerate_takes_apart(here):
 
 
 def test_a_choice_of_no_expert_counts_nothing():
-    ids, weights = others._usable(torch.tensor([[2, -1]]), torch.tensor([[0.5, 0.5]]), torch.zeros(1, dtype=torch.half))
+    ids, weights = others.usable(torch.tensor([[2, -1]]), torch.tensor([[0.5, 0.5]]), torch.zeros(1, dtype=torch.half))
     assert (ids.tolist(), weights.tolist()) == ([[2, 0]], [[0.5, 0.0]])
     assert (ids.dtype, weights.dtype) == (torch.int64, torch.float16)
-
-
-def test_first_layers_of_a_trace():
-    trace = Trace.load(SHIPPED / "tiny_moe.safetensors")
-    cut = first_layers(trace, 2)
-    assert (cut.layers, cut.metadata.unit_bytes, cut.sources) == (2, trace.metadata.unit_bytes[:2], trace.sources)
-    assert np.array_equal(cut.experts, trace.experts[:, :2])
-    with pytest.raises(InputError, match="layers: found 9, expected 1 to the 8"):
-        first_layers(trace, 9)
 
 
 # ---- the planner's log -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["naive", "on_demand", "hybrimoe", "dali", "oracle", "fiddler"])
-def test_log_survives_its_file(tmp_path, name):
-    """Each kind of annotation: none, order, router scores, predicted workloads, next use, popularity."""
-    overrides = ["checkpoint=x"]
+@pytest.fixture(scope="module")
+def told():
+    """The shipped trace's workload and popularity, and costs of its 8 layers of Qwen3-30B-A3B's units."""
     trace = Trace.load(SHIPPED / "tiny_moe.safetensors")
     workload = ForcedRouting(trace, batch=2, prompt=4, generate=6).workload(1)
-    origin = log.LogOrigin(f"{name} staging=5", 8, 64, 4, 1, 3)
-    _, policy = make_policy("run", overrides, origin.policy, origin)
-    known = expert_popularity(trace, workload)[0]
-    shape = Shape(8, 64, np.full(8, 1000), known)
     machine = make(configuration("compare", []).platform, "platform")
-    cost = roofline(shape_of("qwen3_30b_a3b"), machine, workload.max_tokens)
-    cost = type(cost)(**{**vars(cost), "copy": cost.copy[:8], "copy_contended": cost.copy_contended[:8]})
+    cost = roofline(cut_to_layers(shape_of("qwen3_30b_a3b"), 8), machine, workload.max_tokens)
+    return workload, expert_popularity(trace, workload)[0], cost
+
+
+@pytest.mark.parametrize("name", ["naive", "on_demand", "hybrimoe", "dali", "oracle", "fiddler"])
+def test_log_survives_its_file(tmp_path, told, name):
+    """Each kind of annotation: none, order, router scores, predicted workloads, next use, popularity."""
+    workload, known, cost = told
+    origin = log.LogOrigin(f"{name} staging=5", 8, 64, 4, 1, 3)
+    _, policy = make_policy("run", ["checkpoint=x"], origin.policy, origin)
+    shape = Shape(8, 64, np.full(8, 1000), known)
     planner = Planner(policy, shape, Capacity.in_units(100, policy.cache.scope, 8), cost, seed=3, log=True)
     Engine(planner, cost).run(workload)
     log.save(tmp_path / "log.npz", origin, planner)
@@ -489,7 +529,7 @@ def test_one_line_for_bad_input(here, capsys, arguments, said):
 
 
 def test_routing_of_another_model(here, capsys):
-    first_layers(Trace.load(SHIPPED / "tiny_moe.safetensors"), 2).save(here / "short.safetensors")
+    Trace.load(SHIPPED / "tiny_moe.safetensors").first_layers(2).save(here / "short.safetensors")
     said = fails(capsys, *GIVEN, "routing=./short.safetensors")
     assert "trace of tiny_moe has 2 layers x 64 experts, model Qwen3MoeForCausalLM has 8 x 64" in said
 

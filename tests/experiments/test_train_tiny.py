@@ -2,6 +2,8 @@
 
 import json
 import math
+from contextlib import redirect_stdout
+from io import StringIO
 
 import numpy as np
 import pytest
@@ -26,17 +28,31 @@ SETTINGS = [f"model.{name}={value}" for name, value in SIZES.items()]
 SETTINGS += ["steps=4", "batch=2", "length=16", "warmup=2", "checkpoint_every=1"]
 
 
-@pytest.fixture
-def text(tmp_path, monkeypatch):
-    """A small library in place of the real one."""
-    place = tmp_path / "library"
-    place.mkdir()
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    """The text of a small library."""
+    place = tmp_path_factory.mktemp("library")
     for number in range(200):
         lines = "".join(f"value_{number}_{line} = {number * line}\n" for line in range(300))
         (place / f"m{number}.py").write_text(lines)
-    made = corpus.standard_library(place)
-    monkeypatch.setattr(corpus, "standard_library", lambda: made)
-    return made
+    return corpus.standard_library(place)
+
+
+@pytest.fixture
+def text(library, monkeypatch):
+    """A small library in place of the real one."""
+    monkeypatch.setattr(corpus, "standard_library", lambda: library)
+    return library
+
+
+@pytest.fixture(scope="module")
+def trained(library, tmp_path_factory):
+    """A folder with the model, and what the command printed."""
+    folder = tmp_path_factory.mktemp("trained") / "model"
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as said:
+        patch.setattr(corpus, "standard_library", lambda: library)
+        assert train.main([f"output={folder}", *SETTINGS]) == 0
+    return folder, said.getvalue()
 
 
 def weights(folder):
@@ -96,18 +112,17 @@ def test_tokens_are_bytes():
         assert tokenizer.decode(list(sample.encode())) == sample
 
 
-def test_a_folder_that_transformers_loads(text, tmp_path, capsys):
-    folder = tmp_path / "model"
-    assert train.main([f"output={folder}", *SETTINGS]) == 0
-    assert f"Written: {folder}" in capsys.readouterr().out
+def test_a_folder_that_transformers_loads(text, trained):
+    folder, said = trained
+    assert f"Written: {folder}" in said
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     assert model.dtype == torch.bfloat16
     assert model.config.num_experts == 4
     assert AutoTokenizer.from_pretrained(folder)("ab\n")["input_ids"] == [97, 98, 10]
     assert len(json.loads((folder / "training.json").read_text())["bits_per_byte"]) == 4
     card = (folder / "README.md").read_text()
-    for said in ("xz -9e", "byte trigram", "2 MoE layers of 4 experts, top-2", text.digest[:16], "LRU 12.5 %"):
-        assert said in card
+    for fact in ("xz -9e", "byte trigram", "2 MoE layers of 4 experts, top-2", text.digest[:16], "LRU 12.5 %"):
+        assert fact in card
     assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
     prompts = [json.loads(line)["prompt"] for line in (folder / "prompts.jsonl").read_text().splitlines()]
     assert len(prompts) == 64
@@ -115,9 +130,9 @@ def test_a_folder_that_transformers_loads(text, tmp_path, capsys):
     assert not folder.with_name("model.checkpoint.pt").exists()
 
 
-def test_a_run_cut_off_resumes_to_the_same_weights(text, tmp_path, monkeypatch, capsys):
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert train.main([f"output={whole}", *SETTINGS]) == 0
+@pytest.mark.usefixtures("text")
+def test_a_run_cut_off_resumes_to_the_same_weights(trained, tmp_path, monkeypatch, capsys):
+    (whole, _), cut = trained, tmp_path / "cut"
     real = train.Trainer._step
 
     def interrupted(self, data):

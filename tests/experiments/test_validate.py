@@ -1,7 +1,6 @@
 """calibrate and validate from end to end on host memory with a slow link: decisions, bytes and ranking, no times."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,15 +11,15 @@ transformers = pytest.importorskip("transformers", reason="needs the runtime ext
 
 from dali.experiments.cli import main
 from dali.experiments.profiles import load
+from dali.experiments.verbs.run import log
 from dali.experiments.verbs.validate.report import Report, tau
-from dali.experiments.verbs.validate.runs import Comparison, Setting
+from dali.experiments.verbs.validate.runs import RanAndSimulated, Setting
 from dali.experiments.verbs.validate.sides import (
     EXACT,
     Side,
     agreement,
     covered,
 )
-from dali.experiments.verbs.validate.verb import first_layers
 from dali.sim.timeline import Spans
 
 # A unit is 12 kB: 5 ms a copy, far more than its products take on any machine.
@@ -170,8 +169,8 @@ def test_a_run_believes_the_profile(loop, place):
     """The policy's log has the profile's times in it, the dense part's too, and replays with them."""
     assert main(running(place)) == 0
     (found,) = (place / "out" / "run").iterdir()
-    (log,) = found.glob("*.planner.npz")
-    saved, profile = log.load(log), load(str(place / "slow.yaml"))
+    (file,) = found.glob("*.planner.npz")
+    saved, profile = log.load(file), load(str(place / "slow.yaml"))
     assert saved.believed.cpu[1:5].tolist() == profile.cpu(np.arange(1, 5)).tolist()
     assert saved.believed.dense(3, 3, 1.0) == profile.dense["decode"](3, 1.0) > 0
     assert saved.replay() is None
@@ -285,7 +284,7 @@ def test_first_difference():
 def test_errors_of_a_report():
     """Measured 1 and 2 s (the median of three repeats), simulated 1.5 and 2: errors 50 % and 0, 3.5 over 3 in total."""
     ran = [side([1.0, 2.0]), side([1.0, 9.0]), side([0.5, 2.0])]
-    outcome = Comparison("p", Setting(1, 0.5), ran, side([1.5, 2.0]), None, True, 0.0, 0.0, 1)
+    outcome = RanAndSimulated("p", Setting(1, 0.5), ran, side([1.5, 2.0]), None, True, 0.0, 0.0, 1)
     row = Report([outcome]).table().iloc[0]
     assert row["mape"] == pytest.approx(0.25)
     assert row["error"] == pytest.approx(3.5 / 3 - 1)
@@ -295,11 +294,3 @@ def test_tau():
     assert tau(np.array([1.0, 2.0, 3.0]), np.array([10.0, 20.0, 30.0])) == pytest.approx(1)
     # One of three pairs the wrong way round: (2 - 1) / 3.
     assert tau(np.array([1.0, 2.0, 3.0]), np.array([10.0, 30.0, 20.0])) == pytest.approx(1 / 3)
-
-
-def test_first_layers(random_trace):
-    trace = random_trace(1)
-    found = first_layers(trace, 2)
-    assert found.layers == 2
-    assert np.array_equal(found.experts, trace.experts[:, :2])
-    assert SimpleNamespace(**vars(found.metadata)).layers == 2

@@ -14,18 +14,7 @@ from typing import Any
 import numpy as np
 
 from dali.policies.core.planner import Planner, Policy
-from dali.policies.core.state import (
-    DEMAND_HEAD,
-    DEMAND_TAIL,
-    HINT_HEAD,
-    HINT_TAIL,
-    RESERVE,
-    REUSABLE_COUNT,
-    REUSABLE_HEAD,
-    STAGING,
-    SWAP_HEAD,
-    SWAP_TAIL,
-)
+from dali.policies.core.state import STAGING, State
 from dali.policies.costs.model import CostModel, Overheads
 from dali.policies.types import NEVER, Capacity, Copy, CopyKind, LayerPlan, LayerStep, Shape, Status
 
@@ -156,11 +145,11 @@ class Checked:
 
     def next_copy(self) -> Copy | None:
         state, n, before = self.state, self.state.n, self._here()
-        assert n[DEMAND_TAIL] - n[DEMAND_HEAD] == len(self.to_copy)
+        assert n.demand_tail - n.demand_head == len(self.to_copy)
         possible = self._possible()
-        blocked = n[REUSABLE_COUNT] == 0
+        blocked = n.reusable_count == 0
         owner, group = state.owner.copy(), state.group.copy()
-        staged = bool(self.to_copy) and state.demand_to[n[DEMAND_HEAD]] == STAGING
+        staged = bool(self.to_copy) and state.demand_to[n.demand_head] == STAGING
         copy = self.planner.next_copy()
         if copy is None:
             assert not self.to_copy or (staged and blocked), "a demand copy waits without need"
@@ -175,7 +164,7 @@ class Checked:
         else:
             assert (copy.kind, key) == possible[0]
             staged = copy.kind == CopyKind.PREFETCH
-            assert not staged or n[REUSABLE_COUNT] >= n[RESERVE] >= 1, "a prefetch takes the reserve of demand copies"
+            assert not staged or n.reusable_count >= n.reserve >= 1, "a prefetch takes the reserve of demand copies"
         assert group[copy.slot] == (STAGING if staged else self.capacity.group_of[copy.layer])
         for gone in np.flatnonzero((before != ABSENT) & (self._here() == ABSENT)).tolist():
             assert before[gone] == RESIDENT, "a unit is taken away before it has landed"
@@ -197,9 +186,9 @@ class Checked:
     def _possible(self) -> list[tuple[CopyKind, int]]:
         """The best hint and the oldest swap that could be issued now, first what the policy wants first."""
         s, n, size = self.state, self.state.n, self.capacity.size
-        hints = [key for key in s.hint[n[HINT_HEAD] : n[HINT_TAIL]].tolist() if s.status[key] == ABSENT]
-        found = [(CopyKind.PREFETCH, key) for key in hints[:1] if n[REUSABLE_COUNT] > n[RESERVE]]
-        queued = slice(n[SWAP_HEAD], n[SWAP_TAIL])
+        hints = [key for key in s.hint[n.hint_head : n.hint_tail].tolist() if s.status[key] == ABSENT]
+        found = [(CopyKind.PREFETCH, key) for key in hints[:1] if n.reusable_count > n.reserve]
+        queued = slice(n.swap_head, n.swap_tail)
         for incoming, outgoing in zip(s.swap_in[queued].tolist(), s.swap_out[queued].tolist(), strict=True):
             group = self.capacity.group_of[incoming // self.units]
             frees = s.status[outgoing] == RESIDENT and s.group[s.slot[outgoing]] == group and not s.pinned[outgoing]
@@ -271,7 +260,7 @@ class Checked:
         staged = np.flatnonzero(s.group == STAGING)
         assert staged.size == self.planner.policy.staging
         assert sorted(s.staged.tolist()) == staged.tolist()
-        ring = [int(s.reusable[(n[REUSABLE_HEAD] + i) % s.reusable.size]) for i in range(n[REUSABLE_COUNT])]
+        ring = [int(s.reusable[(n.reusable_head + i) % s.reusable.size]) for i in range(n.reusable_count)]
         assert sorted(ring) == np.flatnonzero(s.in_reusable).tolist()
         for slot in staged.tolist():
             key = int(s.owner[slot])
@@ -344,7 +333,7 @@ def run(policy: Policy, world: World, seed: int = 0, depth: int = 2, watched: bo
 
 def full_log(planner: Planner) -> list[tuple[Any, ...]]:
     """The planner's log with the calls since its last `end`."""
-    planner._flush_log()
+    planner.flush_log()
     assert planner.log is not None
     return planner.log
 
@@ -352,6 +341,12 @@ def full_log(planner: Planner) -> list[tuple[Any, ...]]:
 def decisions(log: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     """A log without the layer steps that were fed in: comparable with `==`."""
     return [(entry[0], *entry[2:]) if entry[0] == "begin" else entry for entry in log]
+
+
+def arrays(state: State) -> dict[str, np.ndarray]:
+    """What the state keeps, by name: the arrays themselves, and the single numbers as one."""
+    kept = {name: value for name, value in state._asdict().items() if not isinstance(value, int)}
+    return kept | {"n": state.n.numbers}
 
 
 # ---- policies only read ------------------------------------------------------------------------------
@@ -380,7 +375,7 @@ def _watched(method: Callable[..., Any], may: set[str]) -> Callable[..., Any]:
 
 
 def _seen(view: Any, may: set[str]) -> dict[str, Any]:
-    seen = {name: value.copy() for name, value in view.state._asdict().items() if name not in may | {"log"}}
+    seen = {name: value.copy() for name, value in arrays(view.state).items() if name not in may | {"log"}}
     for name in ("cpu_time", "gpu_time", "workload", "active", "predicted", "router_scores", "next_use"):
         value = getattr(view, name)
         seen["view." + name] = None if value is None else value.copy()

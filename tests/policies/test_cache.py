@@ -16,7 +16,6 @@ from dali.policies.cache.fixed import Static, WholeLayers
 from dali.policies.cache.mrs import MRS
 from dali.policies.cache.workload import WorkloadAware
 from dali.policies.core.planner import Planner, Policy
-from dali.policies.core.state import HITS
 from dali.policies.prefetch.simple import NoPrefetch
 from dali.policies.types import NEVER, Capacity, CopyKind, InputError, LayerStep, Shape
 
@@ -410,7 +409,7 @@ def hits(cache, sequence, slots):
     total = 0
     for i, unit in enumerate(sequence):
         play(planner, one(unit), step=i, next_use=next_uses(sequence, i))
-        total += int(planner.n[HITS])
+        total += planner.n.hits
     return total
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from driving import Checked, cost_model, decisions, drive, full_log, random_world, run
+from driving import Checked, arrays, cost_model, decisions, drive, full_log, random_world, run
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from hypothesis import given, settings
@@ -28,7 +28,7 @@ from dali.policies.cache.fixed import Static
 from dali.policies.cache.mrs import MRS
 from dali.policies.cache.workload import WorkloadAware
 from dali.policies.core.planner import Planner, Policy, replay_log
-from dali.policies.core.state import N_TO_COPY, STAGING, STAY
+from dali.policies.core.state import STAGING, STAY
 from dali.policies.prefetch.gain import GainPrefetch
 from dali.policies.prefetch.predicted import OraclePrefetch, PredictedPrefetch
 from dali.policies.prefetch.simple import FrequencyPrefetch, NextLayer, NoPrefetch, RandomPrefetch
@@ -292,7 +292,7 @@ SCORED = {name: make for name, make in EVERY["cache"].items() if isinstance(make
 def _placed(state):
     """(stays, victims) of each demand copy as `place` left them."""
     answer = []
-    for i in range(int(state.n[N_TO_COPY])):
+    for i in range(state.n.to_copy):
         stays = bool(state.demand_to[i] == STAY)
         first, count = (int(state.victim_first[i]), int(state.victim_count[i])) if stays else (0, 0)
         answer.append((stays, state.victims[first : first + count].tolist()))
@@ -326,24 +326,24 @@ def test_compiled_loops_agree_with_plain_ones(name, seed):
     def place(view):
         Cache.place(cache, view)
         plain = _placed(view.state)
-        view.state.demand_to[: view.state.n[N_TO_COPY]] = STAGING
+        view.state.demand_to[: view.state.n.to_copy] = STAGING
         compiled_place(view)
         _compare(_placed(view.state), plain, equal_sizes, order_free)
 
     def settle(view):
         # `settle` changes the state: keep what the plain loop leaves, put the state back, then the compiled one.
-        saved = [array.copy() for array in view.state]
+        state = arrays(view.state)
+        saved = {name: array.copy() for name, array in state.items()}
         staged = view.state.owner[view.state.staged]
         entering = int(np.count_nonzero(view.state.pinned[staged[staged >= 0]]))
         Cache.settle(cache, view)
-        plain = [array.copy() for array in view.state]
-        for array, old in zip(view.state, saved, strict=True):
-            array[...] = old
+        plain = {name: array.copy() for name, array in state.items()}
+        for name, array in state.items():
+            array[...] = saved[name]
         compiled_settle(view)
         if order_free or entering <= 1:
-            victims = view.state._fields.index("victims")  # scratch of the compiled loop
-            for i, (ours, theirs) in enumerate(zip(view.state, plain, strict=True)):
-                assert i == victims or np.array_equal(ours, theirs)
+            for name, array in state.items():
+                assert name == "victims" or np.array_equal(array, plain[name])  # victims: scratch of the compiled loop
 
     cache.place, cache.settle = place, settle
     run(Policy("test", AllGPU(), OraclePrefetch(3, ahead=1, recall=0.6), cache, world.staging), world, seed)

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from dali.policies.cache.fixed import Static
 from dali.policies.core.planner import Planner, Policy
-from dali.policies.core.state import HINT_HEAD, HINT_TAIL
 from dali.policies.costs.model import CostModel, Overheads
 from dali.policies.prefetch.frontier import SavingPrefetch, demand_copies, judge, remember
 from dali.policies.types import Capacity, LayerStep, Shape, Status
@@ -249,7 +248,7 @@ def test_a_predictor_that_is_always_wrong_is_not_followed_for_long():
         for layer in range(2):
             planner.begin(LayerStep(step, layer, 1, np.array([9, 0], np.int32), predicted * (layer == 0)))
             if layer == 0:
-                given.append(int(planner.n[HINT_TAIL] - planner.n[HINT_HEAD]))  # hints queued
+                given.append(planner.n.hint_tail - planner.n.hint_head)  # hints queued
             planner.end()
     assert given == [1] * 6 + [0] * 34
 
@@ -282,7 +281,7 @@ def test_hints_are_few_useful_and_independent_of_the_unit_of_time(seed, ahead, s
             plan = planner.begin(step)
             # What `begin` queued: hints at absent units are not skipped.
             state = planner.state
-            ranked.append(state.hint[state.n[HINT_HEAD] : state.n[HINT_TAIL]].tolist())
+            ranked.append(state.hint[state.n.hint_head : state.n.hint_tail].tolist())
             for unit in plan.gpu.tolist():
                 while planner.view.here[unit] == Status.ABSENT:
                     planner.landed(planner.next_copy())

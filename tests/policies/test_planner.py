@@ -11,7 +11,7 @@ from dali.policies.cache.base import Cache
 from dali.policies.cache.classic import LRU, Belady
 from dali.policies.cache.fixed import Static
 from dali.policies.core.planner import Planner, Policy
-from dali.policies.core.state import HITS, IN_STAGING, LATE, REUSABLE_COUNT, STAGING
+from dali.policies.core.state import STAGING
 from dali.policies.prefetch.simple import NoPrefetch
 from dali.policies.types import NEVER, Capacity, CopyKind, InputError, LayerStep, Shape, Status
 
@@ -144,39 +144,39 @@ def test_hint_that_landed_before_its_layer_is_a_hit():
     planner, _ = hinted(copy_landed=True)
     plan = planner.begin(step(1, [0, 3, 1, 0]))
     assert (plan.gpu.tolist(), plan.to_copy) == ([2, 1], 1)  # resident before the heavier one that is to copy
-    assert [int(planner.n[i]) for i in (HITS, LATE, IN_STAGING)] == [1, 0, 1]
+    assert [planner.n.hits, planner.n.late, planner.n.in_staging] == [1, 0, 1]
     assert finish(planner, plan) == 1
     assert status(planner, 1, 2) == Status.ABSENT  # nothing keeps it
-    assert planner.n[REUSABLE_COUNT] == 2
+    assert planner.n.reusable_count == 2
 
 
 def test_hint_that_lands_during_its_layer_needs_no_second_copy():
     planner, copy = hinted(copy_landed=False)
     plan = planner.begin(step(1, [0, 0, 1, 0]))
     assert (plan.gpu.tolist(), plan.to_copy) == ([2], 0)
-    assert [int(planner.n[i]) for i in (HITS, LATE, IN_STAGING)] == [0, 1, 1]
+    assert [planner.n.hits, planner.n.late, planner.n.in_staging] == [0, 1, 1]
     assert planner.next_copy() is None
     planner.landed(copy)
     assert status(planner, 1, 2) == Status.RESIDENT
     assert finish(planner, plan) == 0
-    assert planner.n[REUSABLE_COUNT] == 2
+    assert planner.n.reusable_count == 2
 
 
 def test_hint_that_lands_after_its_layer_is_released_at_once():
     planner, copy = hinted(copy_landed=False, assignment=AllCPU())
     play(planner, 1, [0, 0, 1, 0])
     assert status(planner, 1, 2) == Status.LANDING
-    assert planner.n[REUSABLE_COUNT] == 1
+    assert planner.n.reusable_count == 1
     planner.landed(copy)
     assert status(planner, 1, 2) == Status.ABSENT
-    assert planner.n[REUSABLE_COUNT] == 2
+    assert planner.n.reusable_count == 2
 
 
 def test_mispredicted_hint_is_released_at_begin():
     planner, _ = hinted(copy_landed=True)
     planner.begin(step(1, [1, 0, 0, 0]))
     assert status(planner, 1, 2) == Status.ABSENT
-    assert planner.n[REUSABLE_COUNT] == 2
+    assert planner.n.reusable_count == 2
 
 
 def test_mispredicted_hint_still_landing_is_released_when_it_lands():
@@ -186,7 +186,7 @@ def test_mispredicted_hint_still_landing_is_released_when_it_lands():
     finish(planner, plan)
     planner.landed(copy)
     assert status(planner, 1, 2) == Status.ABSENT
-    assert planner.n[REUSABLE_COUNT] == 2
+    assert planner.n.reusable_count == 2
 
 
 def test_mispredicted_hint_still_landing_serves_the_next_step():
@@ -281,7 +281,7 @@ def test_staged_unit_is_kept_without_a_copy():
     planner, _ = hinted(copy_landed=True, cache=LRU(fill="empty"))
     assert play(planner, 1, [0, 0, 1, 0]) == 0
     assert kept(planner) == [6]  # layer 1, unit 2
-    assert planner.n[REUSABLE_COUNT] == 2  # the empty capacity slot took its place
+    assert planner.n.reusable_count == 2  # the empty capacity slot took its place
     assert ask(planner) is None
     assert play(planner, 1, [0, 0, 1, 0], number=1) == 0
 
@@ -301,7 +301,7 @@ def test_staged_unit_run_by_the_cpu_is_kept_too():
     planner, _ = hinted(copy_landed=True, cache=LRU(fill="empty"), assignment=AllCPU())
     play(planner, 1, [0, 0, 1, 0])
     assert kept(planner) == [6]
-    assert planner.n[REUSABLE_COUNT] == 2
+    assert planner.n.reusable_count == 2
 
 
 def test_working_set_larger_than_memory():
@@ -312,7 +312,7 @@ def test_working_set_larger_than_memory():
     assert kept(planner) == [0]
     for number in range(1, 4):
         assert play(planner, 0, [1, 1, 1, 0], number=number) == 2
-        assert planner.n[HITS] == 1
+        assert planner.n.hits == 1
         assert kept(planner) == [0]
     # Once unit 0 is inactive the heaviest of the others takes its place.
     assert play(planner, 0, [0, 1, 1, 0], number=4) == 2
@@ -435,7 +435,7 @@ def test_swap_of_a_staged_unit_needs_no_copy():
     assert play(planner, 1, [1, 0, 1, 0]) == 0
     assert ask(planner) is None
     assert kept(planner) == [6]
-    assert planner.n[REUSABLE_COUNT] == 2
+    assert planner.n.reusable_count == 2
 
 
 def test_swap_not_issued_before_its_layer_begins_again_is_dropped():

@@ -1,15 +1,19 @@
 """What the tests of `runtime.offload` share: tiny models, policies as configured, stand-ins for predictors."""
 
+import copy
+from functools import cache
+
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs the runtime extra")
 transformers = pytest.importorskip("transformers", reason="needs the runtime extra")
 
-from tiny_models import CORRECTED, EXPERTS, SORTED, TINY, TOP_K, VOCABULARY, prompts  # noqa: F401
+from tiny_models import CORRECTED, EXPERTS, SORTED, STATE_SPACE, TINY, TOP_K, VOCABULARY, prompts  # noqa: F401
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from dali.experiments.settings.objects import make_policy as configured
+from dali.experiments.settings.objects import make_policy
+from dali.policies.core.planner import Policy
 from dali.policies.costs.model import (
     CostModel,
     Overheads,
@@ -23,7 +27,7 @@ from dali.runtime.model.moe_layers import moe_layers
 
 # Inner widths that four slices divide.
 SIZES = TINY | {"intermediate_size": 32, "moe_intermediate_size": 32}
-ARCHITECTURES = SORTED | CORRECTED | {"nemotron_h": {"moe_latent_size": 16}}
+ARCHITECTURES = SORTED | CORRECTED | {"nemotron_h": {"moe_latent_size": 16, **STATE_SPACE}}
 LIVE_POLICIES = ("naive", "on_demand", "hybrimoe", "dali", "frontier")
 
 
@@ -83,6 +87,16 @@ class RawGate:
         return (x.float() @ weight.float().T).topk(TOP_K).indices
 
 
+@cache
+def _configured(name: str) -> Policy:
+    return make_policy("compare", [], name)[1]
+
+
+def policy(name: str) -> Policy:
+    """One of conf/policy with its overrides, unused; composed once, as that takes longer than most runs here."""
+    return copy.deepcopy(_configured(name))
+
+
 def offloaded(model, name: str, capacity=4, **others) -> Offload:
     """`runtime.offload` on the CPU of a policy of conf/policy, with costs and predictors for it."""
     guess = RawGate(model)
@@ -92,7 +106,7 @@ def offloaded(model, name: str, capacity=4, **others) -> Offload:
         "believed": costs(len(moe_layers(model))),
         "predictors": {"gate": guess, "residual": guess},
     }
-    return offload(model, configured("compare", [], name)[1], **(defaults | others))
+    return offload(model, policy(name), **(defaults | others))
 
 
 def state(model):

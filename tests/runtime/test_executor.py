@@ -15,6 +15,7 @@ from offloading_cases import (
     costs,
     generate,
     offloaded,
+    policy,
     prompts,
     relative,
     state,
@@ -23,12 +24,12 @@ from offloading_cases import (
 
 import dali.runtime.execute.offload as offloading
 from dali import runtime
-from dali.experiments.settings.objects import make_policy as configured
 from dali.policies.core.planner import (
     Planner,
     replay_log,
 )
 from dali.policies.types import InputError
+from dali.runtime.execute import room
 from dali.runtime.model.moe_layers import moe_layers
 from dali.runtime.record.recorder import Recorder
 from dali.sim.engine import Engine
@@ -41,9 +42,7 @@ from dali.traces.workload import Workload
 
 
 def fresh_planner(run, name: str, **others) -> Planner:
-    return Planner(
-        configured("compare", [], name)[1], run.shape, run.capacity, costs(run.shape.layers), log=True, **others
-    )
+    return Planner(policy(name), run.shape, run.capacity, costs(run.shape.layers), log=True, **others)
 
 
 # ---- decisions -------------------------------------------------------------------------------------
@@ -187,15 +186,15 @@ def test_forced_routing_must_be_followed(random_trace):
 BELADY = "on_demand cache._target_=dali.policies.cache.classic.Belady"
 
 
-@pytest.mark.parametrize("policy", ["naive", "on_demand", BELADY, "ktransformers"])
-def test_decisions_are_the_simulators(policy, random_trace):
+@pytest.mark.parametrize("name", ["naive", "on_demand", BELADY, "ktransformers"])
+def test_decisions_are_the_simulators(name, random_trace):
     """4 slots a layer have room for the 2 units of a layer step, so no decision depends on the time of a copy."""
     trace, model = random_trace(7), tiny("mixtral")
     workload = Workload.from_trace(trace, 1, 1, 8)
     routing = runtime.ForcedRouting(trace, batch=1, prompt=1, generate=8)
-    with offloaded(model, policy, 12, routing=routing, log=True) as run:
+    with offloaded(model, name, 12, routing=routing, log=True) as run:
         generate(model, prompts(1, 1), 9)
-    simulated = fresh_planner(run, policy)
+    simulated = fresh_planner(run, name)
     result = Engine(simulated, costs(3)).run(workload)
 
     def decisions(log):
@@ -203,7 +202,7 @@ def test_decisions_are_the_simulators(policy, random_trace):
 
     assert decisions(run.log) == decisions(simulated.log)
     columns = run.columns()
-    assert (columns["copies_demand"].sum() > 0) == policy.startswith("on_demand")
+    assert (columns["copies_demand"].sum() > 0) == name.startswith("on_demand")
     for metric in ("hits", "lookups", "gpu_units", "cpu_units", "bytes_demand", "copies_demand", "copies_swap"):
         assert columns[metric].tolist() == result.columns[metric].tolist(), metric
 
@@ -367,7 +366,7 @@ def test_bad_options(options, message):
 
 def test_bad_models(monkeypatch):
     with pytest.raises(InputError, match="LlamaForCausalLM: found no experts"):
-        offloading.offload(tiny_dense(), configured("compare", [], "naive")[1], device="cpu")
+        offloading.offload(tiny_dense(), policy("naive"), device="cpu")
     model = tiny("mixtral")
     experts = moe_layers(model)[1].experts
     experts.gate_up_proj_scale = torch.nn.Parameter(torch.ones(EXPERTS))
@@ -392,14 +391,14 @@ def test_a_model_that_is_attached_already():
         offloaded(model, "naive")
 
 
-@pytest.mark.parametrize("policy", ["oracle", BELADY])
-def test_the_future_is_not_known_live(policy):
+@pytest.mark.parametrize("name", ["oracle", BELADY])
+def test_the_future_is_not_known_live(name):
     with pytest.raises(InputError, match="knows the future"):
-        offloaded(tiny("mixtral"), policy)
+        offloaded(tiny("mixtral"), name)
 
 
 def test_too_little_host_memory(monkeypatch):
-    monkeypatch.setattr(offloading, "free_host_bytes", lambda: 1000)
+    monkeypatch.setattr(room, "free_host_bytes", lambda: 1000)
     model = tiny("mixtral")
     before = state(model)
     with pytest.raises(InputError, match=r"host memory: found 0\.00 GB free"):

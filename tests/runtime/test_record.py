@@ -318,8 +318,8 @@ def test_interrupted_predictions_are_those_of_the_whole_steps(steps, tmp_path):
     handle.remove()
     cut = Trace.load(recorder.written)
     assert cut.tokens == 2 * (4 + steps - 1)
-    for name, expected in short._arrays().items():
-        assert np.array_equal(cut._arrays()[name], expected, equal_nan=expected.dtype == np.float32), name
+    for name, expected in short.arrays().items():
+        assert np.array_equal(cut.arrays()[name], expected, equal_nan=expected.dtype == np.float32), name
 
 
 def test_a_router_that_chooses_otherwise_by_itself(tmp_path):

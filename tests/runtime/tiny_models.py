@@ -36,13 +36,21 @@ TINY = {
     **dict.fromkeys(["num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"], EXPERTS),
     **dict.fromkeys(["num_experts_per_tok", "moe_k", "moe_topk"], TOP_K),
 }
+# Linear attention is as wide as nothing else here by default, and its kernels in plain torch take a second.
+DELTA_RULE = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+STATE_SPACE = {"mamba_num_heads": 4, "mamba_head_dim": 8, "n_groups": 2, "ssm_state_size": 8, "chunk_size": 8}
 # Architecture -> what it needs besides.
 SORTED = {  # chooses the k largest logits of its router
     "mixtral": {},
     "qwen2_moe": {},
     "qwen3_moe": {},
-    "qwen3_next": {"num_hidden_layers": 4},
-    "qwen3_5_moe_text": {"num_hidden_layers": 4},
+    "qwen3_next": {"num_hidden_layers": 4, **DELTA_RULE},
+    "qwen3_5_moe_text": {"num_hidden_layers": 4, **DELTA_RULE},
     "olmoe": {},
     "flex_olmo": {},
     "gpt_oss": {},
@@ -62,7 +70,7 @@ CORRECTED = {  # groups or a correction term decide too
     "ernie4_5_moe": {},
     "minimax_m2": {},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "full_attention"]},
-    "nemotron_h": {},
+    "nemotron_h": STATE_SPACE,
     "afmoe": {},
 }
 

@@ -251,7 +251,7 @@ def test_the_best_split_attains_the_floor(seed: int) -> None:
 def bare(layers: int, copy: float, beside: float, **tables: list[float]) -> CostModel:
     """Costs where only copies (`beside` the CPU at work) and what `tables` says take time."""
     free = lambda *_: 0.0  # noqa: E731
-    copies = {"copy": np.full(layers, copy), "copy_contended": np.full(layers, beside)}
+    copies = {"copy": np.full(layers, copy, np.float64), "copy_contended": np.full(layers, beside, np.float64)}
     arrays = {name: np.array(table, np.float64) for name, table in tables.items()}
     return replace(FREE, dense=free, per_step=free, **copies, **arrays)
 

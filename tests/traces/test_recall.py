@@ -88,9 +88,9 @@ def test_ties_are_averaged_over_all_choices(pairs: tuple[list[int], list[int]]) 
     true, predicted = (np.array(row, np.float64) for row in pairs)
     sizes = np.arange(1, true.size + 1)
     best_true, best_predicted, hits = np.empty(true.size), np.empty(true.size), np.zeros(true.size)
-    active = recall._largest(true, best_true)
-    recall._largest(predicted, best_predicted)
-    recall._add_hits(true, predicted, sizes, best_true, best_predicted, hits)
+    active = recall.largest(true, best_true)
+    recall.largest(predicted, best_predicted)
+    recall.add_hits(true, predicted, sizes, best_true, best_predicted, hits)
     expected = [plain_top(true, predicted, int(n)) for n in sizes]
     np.testing.assert_allclose(hits, [found for found, _ in expected])
     assert [min(int(n), active) for n in sizes] == [places for _, places in expected]

@@ -16,7 +16,7 @@ from dali.policies.types import InputError
 from dali.traces.expert_ids import none_id
 from dali.traces.fit_profiles import figures, first_slots, fit
 from dali.traces.profiles import PROFILES, RoutingProfile
-from dali.traces.synthetic import _evolve, _top_k, generate, generate_profile, generate_resized, model_of
+from dali.traces.synthetic import evolve, generate, generate_profile, generate_resized, highest, model_of
 from dali.traces.trace import Trace
 
 SMALL = RoutingProfile(
@@ -233,7 +233,7 @@ def test_states_move_on() -> None:
     kept, renewed, share = (np.array(pair, np.float32) for pair in ((0.6, 0.0), (0.8, 1.0), (0.25, 0.5)))
     noise = np.array([1.0, 2.0], np.float32).reshape(1, 2, 1, 1)
     logits = np.empty((1, 1, 1), np.float32)
-    _evolve(np.full((1, 1), 10.0, np.float32), (drift, fast), noise, kept, renewed, share, logits)
+    evolve(np.full((1, 1), 10.0, np.float32), (drift, fast), noise, kept, renewed, share, logits)
     assert drift[0, 0] == pytest.approx(1.1)
     assert fast[0, 0] == 2
     assert logits[0, 0, 0] == pytest.approx(11.275)
@@ -245,7 +245,7 @@ def test_states_move_on() -> None:
 )
 def test_top_k_with_ties_to_the_lower_id(logits: np.ndarray, k: int) -> None:
     expected = np.argsort(-logits, axis=1, kind="stable")[:, :k]
-    ids, scores = _top_k(logits, k)
+    ids, scores = highest(logits, k)
     np.testing.assert_array_equal(ids, expected)
     np.testing.assert_array_equal(scores, np.take_along_axis(logits, expected, axis=1))
 

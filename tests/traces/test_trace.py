@@ -27,10 +27,10 @@ def fields(trace: Trace) -> dict[str, Any]:
 
 def assert_equal(a: Trace, b: Trace) -> None:
     assert a.metadata == b.metadata
-    assert a._arrays().keys() == b._arrays().keys()
-    for name, array in a._arrays().items():
-        assert array.dtype == b._arrays()[name].dtype
-        np.testing.assert_array_equal(array, b._arrays()[name], err_msg=name)
+    assert a.arrays().keys() == b.arrays().keys()
+    for name, array in a.arrays().items():
+        assert array.dtype == b.arrays()[name].dtype
+        np.testing.assert_array_equal(array, b.arrays()[name], err_msg=name)
 
 
 def cosines(trace: Trace, first_layer: int) -> Any:
@@ -96,6 +96,38 @@ def test_shape_of_a_trace(trace: Trace) -> None:
     trace.check_model(3, 8, "right")
     with pytest.raises(InputError, match="trace of test has 3 layers x 8 experts, model mixtral_8x7b has 32 x 8"):
         trace.check_model(32, 8, "mixtral_8x7b")
+
+
+def test_the_first_layers_alone(make_trace: Make) -> None:
+    """Two tokens of one expert in each of three layers: of all that was recorded, the third layer's part goes."""
+    trace = make_trace(
+        [[[1], [2], [3]], [[4], [5], [6]]],
+        weights=np.array([[[0.5], [1], [2]], [[3], [4], [5]]], np.float16),
+        predicted={"gate": np.array([[[255], [2], [7]], [[255], [0], [6]]], np.uint8)},
+        cosine={"gate": np.array([[np.nan, 0.5, 0.25]], np.float32)},
+        router_input=np.arange(6, dtype=np.float16).reshape(2, 3, 1),
+        router_weight=np.arange(24, dtype=np.float32).reshape(3, 8, 1),
+    )
+    trace = dataclasses.replace(trace, metadata=dataclasses.replace(trace.metadata, unit_bytes=(7, 8, 9)))
+    cut = trace.first_layers(2)
+    assert cut.metadata == dataclasses.replace(trace.metadata, layers=2, unit_bytes=(7, 8))
+    assert cut.experts.tolist() == [[[1], [2]], [[4], [5]]]
+    assert cut.weights is not None
+    assert cut.weights.tolist() == [[[0.5], [1]], [[3], [4]]]
+    assert cut.predicted["gate"].tolist() == [[[255], [2]], [[255], [0]]]
+    np.testing.assert_array_equal(cut.cosine["gate"], [[np.nan, 0.5]])
+    assert cut.router_input is not None
+    assert cut.router_input.tolist() == [[[0], [1]], [[3], [4]]]
+    assert cut.router_weight is not None
+    assert cut.router_weight.tolist() == [[[n] for n in range(8)], [[n] for n in range(8, 16)]]
+    assert (cut.position.tolist(), cut.prompt_length.tolist()) == ([0, 1], [0])
+    assert_equal(trace.first_layers(3), trace)
+
+
+@pytest.mark.parametrize("layers", [0, 4])
+def test_no_more_layers_than_there_are(trace: Trace, layers: int) -> None:
+    with pytest.raises(InputError, match=f"layers: found {layers}, expected 1 to the 3 of test's routing"):
+        trace.first_layers(layers)
 
 
 def test_arrays_in_other_memory_orders_are_taken(trace: Trace) -> None:

@@ -18,7 +18,8 @@ from dali.experiments.profiles import profile_path, save
 from dali.experiments.settings import read
 from dali.policies.costs.measured import Curve, Profile
 from dali.policies.types import InputError
-from dali.runtime.calibrate.calibration import MAX_TOKENS, Calibration, CalibrationSettings
+from dali.runtime.calibrate.calibration import Calibration
+from dali.runtime.calibrate.plan import MAX_TOKENS, CalibrationSettings
 from dali.runtime.calibrate.probe import Probe
 from dali.runtime.device.machine import check_idle
 

@@ -50,14 +50,12 @@ def run(config: DictConfig, overrides: list[str]) -> None:
     """Print the page."""
     if importlib.util.find_spec("torch") is None:
         raise InputError("torch: found it not installed, expected the runtime extra: pip install 'dali-moe[runtime]'")
-    import torch
-
     from dali.experiments.verbs.doctor.measure import facts
     from dali.runtime.device.choose import arena_for
 
     model: ModelShape = make(config.model, "model")
     batch = read.whole(config, "batch")
-    arena = arena_for(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    arena = arena_for(config.device)
     print(page(facts(arena, read.positive(config, "seconds")), model, batch))
 
 

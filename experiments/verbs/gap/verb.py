@@ -35,7 +35,7 @@ def run(config: DictConfig, overrides: list[str]) -> None:
         raise InputError(f"base, against, others: found {names}, expected each name once")
     if not isinstance(config.cache_shares, ListConfig) or not config.cache_shares:
         raise InputError(f"cache_shares: found {config.cache_shares!r}, expected one or more numbers")
-    scenes = [_Scene(config, overrides, entry, names) for entry in read.texts(config, "scenes")]
+    scenes = [_GapScene(config, overrides, entry, names) for entry in read.texts(config, "scenes")]
     cases = {scene.name: scene.cases(config) for scene in scenes}
     every = read.whole(config, "ilp_every")
     with folder(read.text(config, "output"), "gap", config, overrides) as made:
@@ -63,7 +63,7 @@ def run(config: DictConfig, overrides: list[str]) -> None:
     print("\n".join([*(f"Note: {note}" for note in notes), "", markdown(tables), "", f"Results: {made.final}"]))
 
 
-class _Scene:
+class _GapScene:
     """A model with its routing, and the policies as they are configured for it."""
 
     def __init__(self, config: DictConfig, overrides: list[str], entry: str, names: list[str]) -> None:

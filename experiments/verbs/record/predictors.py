@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from dali.experiments.models.prompts import CALIBRATION, fit, read_texts
+from dali.experiments.models.prompts import CALIBRATION, read_texts, to_length
 from dali.experiments.settings import read
 from dali.policies.types import InputError
 from dali.runtime.model.moe_layers import moe_layers
@@ -92,7 +92,7 @@ def batches(
     count = -(-tokens // length)
     pieces = [text[at : at + length] for text in texts for at in range(0, len(text) - length + 1, length)]
     chosen = [list(pieces[i * len(pieces) // count]) for i in range(count)] if len(pieces) > count else pieces
-    starts = [fit(texts[i % len(texts)], prompt) for i in range(count - len(chosen))]
+    starts = [to_length(texts[i % len(texts)], prompt) for i in range(count - len(chosen))]
     for sequences, rest in ((chosen, 0), (starts, length - prompt)):
         for first in range(0, len(sequences), batch):
             yield [list(ids) for ids in sequences[first : first + batch]], rest

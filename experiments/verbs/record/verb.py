@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from dali.experiments.extras import runtime_modules
-from dali.experiments.models.prompts import fit, read_prompts
+from dali.experiments.models.prompts import read_prompts, to_length
 from dali.experiments.settings import read
 from dali.policies.types import InputError
 from dali.traces.files import check_writable
@@ -39,7 +39,7 @@ def run(config: DictConfig, overrides: list[str]) -> None:
         raise InputError(f"prompt + generate: found {plan.prompt + plan.generate} tokens, the model takes {longest}")
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
     encode = loading.load_tokenizer(config.tokenizer, name, vocabulary, revision, trusted)
-    prompts = [fit(encode(text), plan.prompt) for text in plan.prompts]
+    prompts = [to_length(encode(text), plan.prompt) for text in plan.prompts]
     origin = _origin(config, model, plan.seed)
 
     def generate(ids: list[list[int]], count: int, temperature: float) -> None:

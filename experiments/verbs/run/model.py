@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from transformers.utils import logging
 
 from dali.experiments.models.loading import DTYPES, load_model, load_tokenizer
-from dali.experiments.models.prompts import fit
+from dali.experiments.models.prompts import to_length
 from dali.experiments.models.shaped import shaped_model
 from dali.experiments.settings import read
 from dali.experiments.verbs.run.plan import RunPlan
@@ -63,7 +63,7 @@ def prompts(plan: RunPlan, model: Any, encode: Encode | None) -> Tensor:
         return torch.randint(int(model.get_input_embeddings().weight.shape[0]), size, generator=generator)
     given = [encode(plan.texts[number % len(plan.texts)]) for number in range(lengths.batch)]
     length = lengths.prompt or min(len(ids) for ids in given)
-    return torch.tensor([fit(ids, length) for ids in given])
+    return torch.tensor([to_length(ids, length) for ids in given])
 
 
 def top_k(model: Any, trace: Trace | None) -> int:

@@ -101,13 +101,13 @@ def _replacing(steps: ForcedSteps, number: int) -> Callable[..., tuple[tuple[Any
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         named = dict(zip(("hidden_states", "top_k_index", "top_k_weights"), args, strict=False)) | kwargs
         ids, weights = steps.choices(number)
-        named["top_k_index"], named["top_k_weights"] = _usable(ids, weights, named["top_k_weights"])
+        named["top_k_index"], named["top_k_weights"] = usable(ids, weights, named["top_k_weights"])
         return (named.pop("hidden_states"), named.pop("top_k_index"), named.pop("top_k_weights")), named
 
     return hook
 
 
-def _usable(ids: Tensor, weights: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+def usable(ids: Tensor, weights: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     """A choice of no expert becomes one of expert 0 with no weight."""
     none = ids < 0
     return ids.masked_fill(none, 0).long(), weights.masked_fill(none, 0).to(like.dtype)

@@ -11,11 +11,12 @@ from typing import Any
 from omegaconf import DictConfig
 
 from dali.experiments.extras import runtime_modules
+from dali.experiments.models.fewer_layers import scaled_to_layers
 from dali.experiments.models.prompts import read_prompts
 from dali.experiments.scene import Scene, as_routed, with_predictors
 from dali.experiments.settings import read
 from dali.experiments.settings.compose import SHIPPED, configuration
-from dali.experiments.settings.objects import make, make_policy
+from dali.experiments.settings.objects import make, policy_settings
 from dali.policies.core.planner import Policy
 from dali.policies.costs.roofline import ModelShape
 from dali.policies.types import InputError
@@ -77,7 +78,7 @@ class RunPlan:
         self.log = flag_or(config, "log", self.streams)
         self.texts = _texts(config)
         self._check_memory()
-        policies = [make_policy("run", overrides, entry)[1] for entry in self.entries]
+        policies = [self._policy(entry) for entry in self.entries]
         self.shape = self._shape()
         self.trace = self._routing(policies)
         self.popularity = self._popularity()
@@ -90,7 +91,11 @@ class RunPlan:
 
     def policies_for(self, sizes: Sizes) -> list[tuple[str, Policy]]:
         """Name and objects of each policy for a model of these sizes."""
-        return [make_policy("run", self.overrides, entry, sizes) for entry in self.entries]  # type: ignore[arg-type]
+        return [(entry, self._policy(entry, sizes)) for entry in self.entries]
+
+    def _policy(self, entry: str, sizes: Sizes | None = None) -> Policy:
+        found: Policy = make(policy_settings(entry, self.config, sizes), f"policy {entry}")  # type: ignore[arg-type]
+        return found
 
     def slices_of(self, policy: Policy) -> int:
         """Units an expert is cut into under a policy: its number, else the run's ("auto" needs a data sheet)."""
@@ -131,7 +136,7 @@ class RunPlan:
             self.notes.append(
                 f"{layers} of the {shape.layers} layers of {shape.name}, and as large a part of its head."
             )
-            shape = with_layers(shape, layers)
+            shape = scaled_to_layers(shape, layers)
         return shape
 
     def _routing(self, policies: Sequence[Policy]) -> Trace | None:
@@ -141,7 +146,7 @@ class RunPlan:
         trace = _named_trace(self.overrides, read.text(self.config, "routing"), "routing")
         layers = read.whole_or_none(self.config, "layers")
         if layers is not None:
-            trace = first_layers(trace, layers)
+            trace = trace.first_layers(layers)
         if self.shape is not None:
             found, own = trace.metadata, self.shape
             if (found.layers, found.experts, found.top_k) != (own.layers, own.experts, own.top_k):
@@ -194,20 +199,6 @@ class RunPlan:
                 )
 
 
-def with_layers(shape: ModelShape, layers: int) -> ModelShape:
-    """The shape with fewer MoE layers; what lies outside them shrinks with their number, as a step's time does."""
-    if not 1 <= layers <= shape.layers:
-        raise InputError(f"layers: found {layers}, expected 1 to the {shape.layers} of {shape.name}")
-    part = layers / shape.layers
-    return replace(
-        shape,
-        name=shape.name if layers == shape.layers else f"{shape.name} cut to {layers} layers",
-        layers=layers,
-        dense_layers=round(shape.dense_layers * part),
-        vocabulary=max(1, round(shape.vocabulary * part)),
-    )
-
-
 def load_torch() -> Any:
     """The modules that run a model; InputError where torch or transformers is not installed."""
     return runtime_modules("dali.experiments.verbs.run.session")[0]
@@ -219,24 +210,6 @@ def flag_or(config: DictConfig, name: str, otherwise: bool) -> bool:
     if value is not None and not isinstance(value, bool):
         raise InputError(f"{name}: found {value!r}, expected true, false or null")
     return otherwise if value is None else value
-
-
-def first_layers(trace: Trace, layers: int) -> Trace:
-    """The routing of the first MoE layers alone."""
-    if not 1 <= layers <= trace.layers:
-        raise InputError(
-            f"layers: found {layers}, expected 1 to the {trace.layers} of {trace.metadata.model}'s routing"
-        )
-    sizes = trace.metadata.unit_bytes
-    return Trace(
-        metadata=replace(trace.metadata, layers=layers, unit_bytes=None if sizes is None else sizes[:layers]),
-        experts=trace.experts[:, :layers],
-        sequence=trace.sequence,
-        position=trace.position,
-        prompt_length=trace.prompt_length,
-        weights=None if trace.weights is None else trace.weights[:, :layers],
-        predicted={name: ids[:, :layers] for name, ids in trace.predicted.items()},
-    )
 
 
 def _named_trace(overrides: list[str], value: str, field: str) -> Trace:

@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dali.experiments.models.machine import bandwidths, machine
 from dali.experiments.profiles import load
 from dali.experiments.scene import expert_popularity
 from dali.experiments.settings import read
@@ -25,10 +24,9 @@ from dali.policies.costs.measured import Geometry, Profile
 from dali.policies.costs.model import CostModel
 from dali.policies.types import Floats, InputError
 from dali.runtime.calibrate.calibration import geometry_of
-from dali.runtime.device.arena import Arena
+from dali.runtime.device.bandwidth import copy_bandwidth, read_bandwidth
 from dali.runtime.device.choose import arena_for
-from dali.runtime.device.machine import check_same_machine
-from dali.runtime.device.machine import machine as describe
+from dali.runtime.device.machine import check_same_machine, describe
 from dali.runtime.execute.layer_steps import ForcedRouting
 from dali.runtime.execute.offload import MAX_TOKENS, Offload, offload
 from dali.runtime.model.layout import unit_layout
@@ -38,7 +36,7 @@ from dali.runtime.predict.routing import Routing
 from dali.sim.timeline import Spans
 from dali.traces.workload import popularity
 
-__all__ = ["PolicyRun", "Progress", "Session", "Shown", "bandwidths", "empty_caches", "machine"]
+__all__ = ["PolicyRun", "Progress", "Session", "Shown", "empty_caches"]
 
 Columns = dict[str, NDArray[Any]]
 
@@ -76,9 +74,11 @@ class Session:
 
     def __init__(self, plan: RunPlan) -> None:
         self.plan = plan
-        self.arena = _arena(plan.config)
+        link = None if plan.config.link_gbs is None else plan.config.link_gbs * 1e9
+        self.arena = arena_for(plan.config.device, link, plan.config.device_threads)
         self.model, encode, self.decode = model.load(plan)
         self.layers = moe_layers(self.model)
+        self._dtype = next(self.layers[0].experts.parameters()).dtype
         self.sizes = Sizes(len(self.layers), self.layers[0].count, model.top_k(self.model, plan.trace))
         self.policies = dict(plan.policies_for(self.sizes))
         self.ids = model.prompts(plan, self.model, encode)
@@ -100,6 +100,16 @@ class Session:
     def total_bytes(self) -> int:
         """Of all units."""
         return sum(layer.unit_bytes * layer.count for layer in self.layers)
+
+    # ---- the machine
+
+    def machine(self) -> dict[str, Any]:
+        """What results say of it: see `runtime.device.machine.describe`."""
+        return describe(self.arena, self.plan.config.cpu_threads, self._dtype)
+
+    def bandwidths(self) -> tuple[float, float]:
+        """Bytes a second of copies to the device, and of reading host memory, as far as the machine goes."""
+        return copy_bandwidth(self.arena), read_bandwidth(torch.device("cpu"))
 
     # ---- running
 
@@ -209,9 +219,7 @@ class Session:
     def _load_profile(self, plan: RunPlan) -> Profile:
         """What `dali calibrate` wrote; InputError if it was for another machine or for other experts."""
         profile = load(read.text(plan.config, "profile"))
-        layout = unit_layout(self.layers[0], plan.slices)
-        here = describe(self.arena, plan.config.cpu_threads, layout.dtype)
-        plan.notes += check_same_machine(profile.name, profile.machine, here)
+        plan.notes += check_same_machine(profile.name, profile.machine, self.machine())
         return profile
 
     def _calibrated(self, slices: int) -> CostModel | None:
@@ -287,15 +295,6 @@ def empty_caches() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _arena(config: Any) -> Arena:
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        link = None if config.link_gbs is None else config.link_gbs * 1e9
-        return arena_for(device, link, config.device_threads)
-    except (RuntimeError, TypeError) as error:
-        raise InputError(f"device: found {device!r}, expected cuda, cuda:N or cpu") from error
 
 
 class _Recorded:

@@ -25,7 +25,7 @@ def run(config: DictConfig, overrides: list[str]) -> None:
     with folder(config.output, "run", config, overrides) as made:
         place = made.place
         outcomes = _run_all(plan, live, session, place)
-        copying, reading = live.bandwidths(session.arena)
+        copying, reading = session.bandwidths()
         prompt = session.ids.numel()
         parts = [report.rows(each, prompt, plan.lengths.batch, copying, reading) for each in outcomes]
         results = pd.concat(parts, ignore_index=True)
@@ -33,9 +33,9 @@ def run(config: DictConfig, overrides: list[str]) -> None:
         steps = [pd.DataFrame(each.columns).assign(policy=each.name) for each in outcomes if each.columns]
         pd.concat(steps).to_parquet(place / "steps.parquet", index=False)
         about = _about(plan, session, outcomes, copying, reading)
-        machine = live.machine(session.arena.device)
+        machine = session.machine()
         report.write_json(place / "run.json", {**report.headline(results), **about, "machine": machine})
-        title = f"{about['model']} on {machine['gpu'] or machine['cpu']}"
+        title = f"{about['model']} on {machine['cpu' if about['device'] == 'cpu' else 'gpu']}"
         lines, notes = _inputs(about), _notes(plan, session)
         made.document = _document(title, [*lines, *notes], results, machine)
     table = report.overview(results).markdown()
@@ -140,7 +140,7 @@ def _document(title: str, lines: list[str], results: pd.DataFrame, machine: dict
     )
     phases = [phase for phase in PHASES if phase in set(results["phase"])]
     *before, last = (Section(phase.capitalize(), [report.details(results, phase)]) for phase in phases)
-    known = Items([f"{name}: {value}" for name, value in machine.items() if value is not None])
+    known = Items([f"{name}: {value}" for name, value in machine.items() if value])
     return Document(
         title, lines, [about, report.overview(results)], [*before, Section(last.heading, [*last.blocks, known])]
     )

@@ -11,7 +11,7 @@ from scipy.stats import kendalltau
 
 from dali.experiments.output.document import Section, Table
 from dali.experiments.output.text import number
-from dali.experiments.verbs.validate.runs import Comparison
+from dali.experiments.verbs.validate.runs import RanAndSimulated
 from dali.experiments.verbs.validate.sides import TERMS, Agreement, Side, agreement, has_early_copies
 from dali.policies.columns import PHASES
 
@@ -21,7 +21,7 @@ from dali.policies.columns import PHASES
 class Report:
     """Tables of a list of outcomes.  All errors are (simulated - measured) / measured."""
 
-    def __init__(self, outcomes: Sequence[Comparison]) -> None:
+    def __init__(self, outcomes: Sequence[RanAndSimulated]) -> None:
         self._outcomes = list(outcomes)
         self._agreements = [agreement(each.ran[0], each.simulated) for each in self._outcomes]
 
@@ -168,7 +168,7 @@ def _between(ran: Sequence[Side]) -> int:
     )
 
 
-def _row(each: Comparison, phase: str, agreed: Agreement) -> dict[str, Any]:
+def _row(each: RanAndSimulated, phase: str, agreed: Agreement) -> dict[str, Any]:
     measured = np.median([side.seconds(phase) for side in each.ran], axis=0)
     simulated = each.simulated.seconds(phase)
     layers = np.median([side.layer_seconds(phase) for side in each.ran], axis=0)

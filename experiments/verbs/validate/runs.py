@@ -79,7 +79,7 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RanAndSimulated:
     """A policy on a setting: repeats of what ran, and what was simulated.
 
     drift     position in the executor's log where a fresh planner answers otherwise; None = nowhere
@@ -109,7 +109,9 @@ def capacity_units(machine: Machine, setting: Setting, policy: Policy, shape: Sh
     return slots - policy.staging
 
 
-def assess(machine: Machine, cut: Cut, setting: Setting, name: str, make: Any, offloads: list[Offload]) -> Comparison:
+def assess(
+    machine: Machine, cut: Cut, setting: Setting, name: str, make: Any, offloads: list[Offload]
+) -> RanAndSimulated:
     """Simulate what the repeats of a policy ran; `make` gives a fresh policy object for each planner."""
     routing = cut.routing(setting.batch)
     workload = routing.workload(machine.slices)
@@ -123,7 +125,7 @@ def assess(machine: Machine, cut: Cut, setting: Setting, name: str, make: Any, o
     planning = planning_seconds(fresh(), workload)
     charged = _charged(machine, first.shape, workload.max_tokens, planning, forced)
     live, same = _recorded(first, cut, workload)
-    return Comparison(
+    return RanAndSimulated(
         policy=name,
         setting=setting,
         ran=[_ran(each) for each in offloads],

@@ -17,13 +17,13 @@ from dali.experiments.output.folder import folder, stamp
 from dali.experiments.profiles import load
 from dali.experiments.scene import Scene, with_predictors
 from dali.experiments.settings import read
-from dali.experiments.settings.objects import make, make_policy
+from dali.experiments.settings.objects import make, policy_settings
 from dali.experiments.verbs.validate import figures
 from dali.experiments.verbs.validate.report import Report
 from dali.experiments.verbs.validate.runs import (
-    Comparison,
     Cut,
     Machine,
+    RanAndSimulated,
     Setting,
     assess,
     capacity_units,
@@ -32,8 +32,7 @@ from dali.experiments.verbs.validate.runs import (
 )
 from dali.policies.core.planner import Policy
 from dali.policies.types import InputError, Shape
-from dali.runtime.device.machine import check_idle, check_same_machine
-from dali.runtime.device.machine import machine as describe
+from dali.runtime.device.machine import check_idle, check_same_machine, describe
 from dali.runtime.execute.offload import Offload
 from dali.runtime.model.layout import unit_layout
 from dali.runtime.model.moe_layers import moe_layers
@@ -46,10 +45,10 @@ def run(config: DictConfig, overrides: list[str]) -> None:
     plan = _ValidationPlan.read(config)
     machine, title, notes = _machine(config)
     cut = _cut(config, machine, plan)
-    makers = {entry: _maker(config, overrides, entry, cut.trace) for entry in plan.policies}
+    makers = {entry: _maker(config, entry, cut.trace) for entry in plan.policies}
     cut = _with_predictors(cut, config, makers, notes)
     _check_room(machine, plan, makers)
-    outcomes: list[Comparison] = []
+    outcomes: list[RanAndSimulated] = []
     with folder(read.text(config, "output"), "validate", config, overrides) as made:
         place = made.place
         moved = [speed(machine)]
@@ -141,7 +140,7 @@ def _cut(config: DictConfig, machine: Machine, plan: _ValidationPlan) -> Cut:
         raise InputError("trace: found counts only, expected the routing of each token")
     layers = moe_layers(machine.model)
     if trace.layers > len(layers):
-        trace = first_layers(trace, len(layers))
+        trace = trace.first_layers(len(layers))
     trace.check_model(len(layers), layers[0].count, type(machine.model).__name__)
     cut = Cut(
         trace,
@@ -155,21 +154,7 @@ def _cut(config: DictConfig, machine: Machine, plan: _ValidationPlan) -> Cut:
     return cut
 
 
-def first_layers(trace: Trace, layers: int) -> Trace:
-    """The routing of the first layers only."""
-    parts: dict[str, Any] = {
-        "experts": trace.experts[:, :layers],
-        "weights": None if trace.weights is None else trace.weights[:, :layers],
-        "predicted": {name: ids[:, :layers] for name, ids in trace.predicted.items()},
-        "cosine": {},
-        "router_input": None,
-        "router_weight": None,
-    }
-    sizes = None if trace.metadata.unit_bytes is None else trace.metadata.unit_bytes[:layers]
-    return replace(trace, metadata=replace(trace.metadata, layers=layers, unit_bytes=sizes), **parts)
-
-
-def _maker(config: DictConfig, overrides: list[str], entry: str, trace: Trace) -> Any:
+def _maker(config: DictConfig, entry: str, trace: Trace) -> Any:
     """Function that makes the policy anew; what depends on the model's shape sees the routing's."""
     shape = replace(
         make(config.model, "model"),
@@ -179,7 +164,7 @@ def _maker(config: DictConfig, overrides: list[str], entry: str, trace: Trace) -
     )
 
     def fresh() -> Policy:
-        made = make_policy("validate", overrides, entry, shape)[1]
+        made: Policy = make(policy_settings(entry, config, shape), f"policy {entry}")
         if made.slices not in (None, "auto", config.slices):
             raise InputError(
                 f"policy {entry}: found slices={made.slices}, expected {config.slices} as the run, auto or null: "

@@ -8,9 +8,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the runtime extra")
 
-from offloading_cases import costs, tiny
+from offloading_cases import costs, policy, tiny
 
-from dali.experiments.settings.objects import make_policy as configured
 from dali.policies.core.planner import Planner
 from dali.policies.types import (
     Capacity,
@@ -49,8 +48,8 @@ class Bench:
         layers = moe_layers(tiny("mixtral"))
         layouts = [unit_layout(layer, 1) for layer in layers]
         sizes = np.array([layout.unit_bytes for layout in layouts], np.int64)
-        policy = configured("compare", [], "on_demand cache.fill=empty")[1]
-        self.planner = Planner(policy, Shape(3, 8, sizes), Capacity.in_units(capacity, "layer", 3), costs(3), log=True)
+        own = policy("on_demand cache.fill=empty")
+        self.planner = Planner(own, Shape(3, 8, sizes), Capacity.in_units(capacity, "layer", 3), costs(3), log=True)
         self.store = HostStore(layers, layouts, arena)
         for layer in range(3):
             self.store.take(layer)
@@ -78,7 +77,7 @@ class Bench:
 
     def flushed(self):
         with self.link.changed:
-            self.planner._flush_log()
+            self.planner.flush_log()
             return list(self.planner.log)
 
 
