@@ -20,6 +20,7 @@ class Grid:
 
     right  of each column, whether it is aligned to the right
     label  what is read out for it; left_out: what is said of rows that are not shown
+    pairs  names and values, which wrap where the page is narrow
     """
 
     header: list[str]
@@ -27,6 +28,7 @@ class Grid:
     right: list[bool]
     label: str = "table"
     left_out: str = ""
+    pairs: bool = False
 
     @classmethod
     def of_table(cls, table: Table) -> Grid:
@@ -46,7 +48,7 @@ class Grid:
     @classmethod
     def of_values(cls, nested: Any, name: str = "name") -> Grid:
         """Nested mappings, a row a value under its dotted name."""
-        return cls([name, "value"], [list(row) for row in flat(nested)], [False, True])
+        return cls([name, "value"], [list(row) for row in flat(nested)], [False, True], pairs=True)
 
 
 def number(value: object) -> str:

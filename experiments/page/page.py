@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any
@@ -177,4 +177,4 @@ def _machine(folder: Folder, contents: Contents) -> Grid | None:
     if not isinstance(platform, Mapping):
         return None
     grid = Grid.of_values(platform, "machine (simulated)")
-    return Grid(grid.header, [row for row in grid.rows if "_target_" not in row[0]], grid.right)
+    return replace(grid, rows=[row for row in grid.rows if "_target_" not in row[0]])

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dali.policies.columns import DENSE, KINDS, LANE_CPU, LANE_GPU, LANE_LINK
+from dali.experiments.output.columns import BYTES, COPIES
+from dali.policies.columns import DENSE, LANE_CPU, LANE_GPU, LANE_LINK
 from dali.policies.types import Floats
 from dali.sim.timeline import Spans
 
 COUNTED = ("lookups", "hits", "gpu_units", "cpu_units")
-EXACT = (*COUNTED, *(f"bytes_{kind}" for kind in KINDS), *(f"copies_{kind}" for kind in KINDS))
+EXACT = (*COUNTED, *BYTES, *COPIES)
 TERMS = ("dense part", "GPU units", "CPU units", "link", "all waiting")
 
 Decisions = list[tuple[int, int, list[int], list[int]]]
