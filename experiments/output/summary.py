@@ -2,44 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from numpy.typing import NDArray
 
 from dali.experiments.output.columns import BYTES, COPIES, LINK
 from dali.policies.columns import DECODE, METRICS, PLANNER, PREFILL
-
-
-class Steps(Protocol):
-    """Steps that were simulated (`sim.engine.Simulation`) or measured.
-
-    columns   one array a column of `policies.columns`, an entry a step
-    layers    MoE layers; slices: units an expert
-    planning  seconds charged for the planner in each layer step; None where the columns say what it took
-    """
-
-    # fmt: off
-    @property
-    def columns(self) -> Mapping[str, NDArray[Any]]: ...  # noqa: D102
-    @property
-    def layers(self) -> int: ...  # noqa: D102
-    @property
-    def slices(self) -> int: ...  # noqa: D102
-    @property
-    def planning(self) -> float | None: ...  # noqa: D102
-    # fmt: on
+from dali.sim.engine import Simulation
 
 
 @dataclass(frozen=True)
 class MeasuredSteps:
-    """Steps of a real run; columns as of `runtime.execute.account.Account`."""
+    """Steps of a real run, as `sim.engine.Simulation` has those of a simulated one.
 
-    columns: Mapping[str, NDArray[Any]]
+    columns   of `runtime.execute.account.Account`: one array a column of `policies.columns`, an entry a step
+    layers    MoE layers; slices: units an expert
+    planning  no time was charged for it: the columns say what the planner took
+    """
+
+    columns: dict[str, NDArray[Any]]
     layers: int
     slices: int = 1
     planning: None = None
+
+
+Steps = Simulation | MeasuredSteps
 
 
 def summarise(steps: Steps, phase: str) -> dict[str, float]:
