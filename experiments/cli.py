@@ -1,4 +1,4 @@
-"""`dali VERB [NAME=VALUE ...]`: each verb is a module of this package with a `run(config, overrides)`."""
+"""`dali VERB [NAME=VALUE ...]`."""
 
 from __future__ import annotations
 
@@ -7,60 +7,16 @@ import sys
 from collections.abc import Callable, Sequence
 
 from dali.experiments.settings.compose import configuration, listing
+from dali.experiments.verbs.table import VERBS
 from dali.policies.core.jit import CACHE_FOLDER
 from dali.policies.types import InputError
 
-VERBS = {
-    "compare": (
-        "dali.experiments.verbs.compare.verb",
-        "compare policies on one trace, model and machine, in simulated time",
-    ),
-    "replay": ("dali.experiments.verbs.replay", "hits of one cache policy on a trace, without a clock"),
-    "import": (
-        "dali.experiments.verbs.importing",
-        "turn a recording in another format into a trace file; statistics of any trace",
-    ),
-    "predict": (
-        "dali.experiments.verbs.predict.verb",
-        "recall of the predictors recorded in a trace, and of simple ones",
-    ),
-    "gap": (
-        "dali.experiments.verbs.gap.verb",
-        "how far every policy is from the optimum, and what each idea could still buy",
-    ),
-    "record": (
-        "dali.experiments.verbs.record.verb",
-        "run an MoE model of transformers and write its routing as a trace file",
-    ),
-    "run": (
-        "dali.experiments.verbs.run.verb",
-        "run a model with its experts in host memory, under the same policies, and time it",
-    ),
-    "report": ("dali.experiments.verbs.report", "one self-contained HTML page from a results folder"),
-    "sweep": (
-        "dali.experiments.verbs.sweep.verb",
-        "a named experiment over a grid of settings, here or on a cluster; resumes",
-    ),
-    "calibrate": (
-        "dali.experiments.verbs.calibrate.verb",
-        "measure this machine for one model; writes a file of conf/platform",
-    ),
-    "validate": (
-        "dali.experiments.verbs.validate.verb",
-        "run policies, simulate them with a calibrated profile, report the error",
-    ),
-    "doctor": (
-        "dali.experiments.verbs.doctor.verb",
-        "one page on this machine: what it has, what it reaches, what is wrong",
-    ),
-    "bench": ("dali.experiments.verbs.bench.verb", "measure the speed of simulator, planner and replay"),
-}
 HELP = {"-h", "--help"}
 
 
 def usage() -> str:
     """What `dali --help` prints."""
-    verbs = "\n".join(f"  {verb:12}{what}" for verb, (_, what) in VERBS.items())
+    verbs = "\n".join(f"  {name:12}{verb.help}" for name, verb in VERBS.items())
     return f"dali VERB [NAME=VALUE ...]\n\n{verbs}\n\ndali VERB --help shows what can be set, and its defaults."
 
 
@@ -83,7 +39,7 @@ def _run(verb: str, overrides: list[str]) -> int | None:
         return 0
     if not CACHE_FOLDER.exists():
         print("First run of this version: compiling kernels takes half a minute or so.", file=sys.stderr)
-    module = importlib.import_module(VERBS[verb][0])
+    module = importlib.import_module(VERBS[verb].module)
     status: int | None = module.run(configuration(verb, overrides), overrides)
     return status
 

@@ -7,19 +7,18 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from dali.experiments.drawing.figure import CPU, DEMAND, GPU, PREFETCH, SWAP, bare
+from dali.experiments.output.columns import LINK
 from dali.policies.columns import KINDS
-
-BUSY = ["gpu_busy", "cpu_busy", *(f"link_{kind}" for kind in KINDS)]
 
 
 def busy_panel(axes: Axes, shown: pd.DataFrame) -> None:
-    """Three bars a policy (index) from the columns `BUSY`."""
+    """Three bars a policy (index) from the columns `output.columns.BUSY`."""
     places = np.arange(len(shown))
     axes.bar(places - 0.27, 100 * shown["gpu_busy"], 0.26, color=GPU, label="GPU")
     axes.bar(places, 100 * shown["cpu_busy"], 0.26, color=CPU, label="CPU")
     bottom = np.zeros(len(shown))
-    for kind, colour in zip(KINDS, (DEMAND, PREFETCH, SWAP), strict=True):
-        height = 100 * shown[f"link_{kind}"].to_numpy()
+    for kind, column, colour in zip(KINDS, LINK, (DEMAND, PREFETCH, SWAP), strict=True):
+        height = 100 * shown[column].to_numpy()
         axes.bar(places + 0.27, height, 0.26, bottom=bottom, color=colour, label=f"link: {kind}")
         bottom += height
     axes.set_xticks(places, list(shown.index), rotation=40, ha="right", fontsize=8)

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable
 
 import pandas as pd
 
+from dali.experiments.output.columns import LINK
 from dali.experiments.output.text import number
-from dali.policies.columns import DECODE, KINDS
+from dali.policies.columns import DECODE
 
 HEADING = "In short"
-LINK = tuple(f"link_{kind}" for kind in KINDS)
 LEVEL = 0.01  # speeds closer than this are called level
 ORACLE = "oracle"  # the policy that knows the future, in results without the column `knows_future`
 
@@ -28,7 +28,7 @@ def runnable(part: pd.DataFrame) -> pd.Series:
 
 def busiest(row: pd.Series) -> str:
     """The busiest machine of a row of results; machines within a point of each other share the place."""
-    busy = {"GPU": row["gpu_busy"], "CPU": row["cpu_busy"], "link": sum(row[kind] for kind in LINK)}
+    busy = {"GPU": row["gpu_busy"], "CPU": row["cpu_busy"], "link": sum(row[name] for name in LINK)}
     ranked = sorted(busy, key=lambda machine: -busy[machine])
     first = [machine for machine in ranked if busy[machine] > busy[ranked[0]] - LEVEL]
     rest = ", ".join(f"{machine} {busy[machine]:.0%}" for machine in ranked if machine not in first)

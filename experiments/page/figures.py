@@ -3,39 +3,51 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 from dali.experiments.drawing.figure import Drawing
 from dali.experiments.page import svg
-from dali.experiments.page.markup import attribute, details, escape, frame
+from dali.experiments.page.grid import Grid
 
 
-def figures(drawings: Sequence[Drawing], pictures: dict[str, bytes]) -> str:
+@dataclass(frozen=True)
+class ShownFigure:
+    """An SVG (as markup) with the table of its data, or a PNG (base64) without."""
+
+    caption: str
+    image: str = ""
+    png: str = ""
+    grid: Grid | None = None
+
+
+@dataclass(frozen=True)
+class FigureGroup:
+    """Figures under one title."""
+
+    title: str
+    figures: list[ShownFigure]
+
+
+def groups(drawings: Sequence[Drawing], pictures: Mapping[str, bytes]) -> list[FigureGroup]:
     """The drawings under their titles; then those pictures of the folder whose data are not in it, as they are."""
-    parts: list[str] = []
-    for title, group in groupby(enumerate(drawings), key=lambda each: each[1].title):
-        parts += [f"<h3>{escape(title)}</h3>"] if title else []
-        parts += [_drawn(drawing, f"figure-{i}") for i, drawing in group]
+    found = [
+        FigureGroup(title, [_drawn(drawing, f"figure-{i}") for i, drawing in group])
+        for title, group in groupby(enumerate(drawings), key=lambda each: each[1].title)
+    ]
     drawn = {each.file for each in drawings}
-    return "\n".join([*parts, *(_as_it_is(name, pictures[name]) for name in pictures if name not in drawn)])
+    rest = [_as_it_is(name, picture) for name, picture in pictures.items() if name not in drawn]
+    return [*found, FigureGroup("", rest)] if rest else found
 
 
-def _drawn(drawing: Drawing, name: str) -> str:
+def _drawn(drawing: Drawing, name: str) -> ShownFigure:
     with svg.style():
         figure = drawing.draw()
     image = svg.inline(figure, name, f"{drawing.caption}. The numbers are in the table below.")
-    return _figure(image, drawing.caption, details("Data of this figure", frame(drawing.data, limit=None)))
+    return ShownFigure(drawing.caption, image, grid=Grid.of_frame(drawing.data, limit=None))
 
 
-def _as_it_is(name: str, picture: bytes) -> str:
-    code = base64.b64encode(picture).decode()
+def _as_it_is(name: str, picture: bytes) -> ShownFigure:
     caption = f"{name}, as it is in the folder, which does not hold its data"
-    return _figure(f'<img alt="{attribute(caption)}" src="data:image/png;base64,{code}">', caption)
-
-
-def _figure(image: str, caption: str, data: str = "") -> str:
-    return (
-        f'<figure><div class="scroll picture" tabindex="0" role="region" aria-label="{attribute(caption)}">'
-        f"{image}</div>\n<figcaption>{escape(caption)}</figcaption>\n{data}</figure>"
-    )
+    return ShownFigure(caption, png=base64.b64encode(picture).decode())

@@ -7,10 +7,9 @@ import re
 from contextlib import AbstractContextManager
 
 import matplotlib
+from markupsafe import Markup, escape
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-
-from dali.experiments.page.markup import attribute
 
 DARK_PAPER = "#14171c"  # as in page.css
 LEAST = 0.9  # pixels a point below which a figure scrolls rather than shrinks: its small print is 7 points
@@ -28,7 +27,7 @@ def style() -> AbstractContextManager[None]:
     )
 
 
-def inline(figure: Figure, name: str, description: str) -> str:
+def inline(figure: Figure, name: str, description: str) -> Markup:
     """The figure as an <svg> element; `name` is unique in the page, `description` is read out in its place."""
     file = io.StringIO()
     # The salt makes the names of shapes the same in every run.
@@ -44,9 +43,9 @@ def inline(figure: Figure, name: str, description: str) -> str:
     sizes = f"--width: {width * 4 / 3:.0f}px; --least: {width * LEAST:.0f}px"
     opening = (
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'viewBox="{box[1]}" role="img" aria-label="{attribute(description)}" style="{sizes}">'
+        f'viewBox="{box[1]}" role="img" aria-label="{escape(description)}" style="{sizes}">'
     )
-    return opening + _adaptive(_private(body, name))
+    return Markup(opening + _adaptive(_private(body, name)))
 
 
 def _private(body: str, name: str) -> str:

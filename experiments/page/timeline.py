@@ -42,7 +42,7 @@ class Timeline:
             return [cls._of(names.get(pid, name), rows) for pid, rows in _by_process(events)]
         except (gzip.BadGzipFile, zlib.error, EOFError) as error:
             raise InputError(f"{path}: not a whole gzip file ({error})") from None
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise InputError(f"{path}: not a whole JSON file ({error})") from None
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(f"{path}: not a timeline of ours ({type(error).__name__}: {error})") from None

@@ -7,7 +7,7 @@ from dali.experiments.scene import read_scene
 from dali.experiments.settings.compose import configuration
 from dali.experiments.settings.objects import believed_platform
 from dali.experiments.verbs.compare import what_if
-from dali.experiments.verbs.compare.sentences import compares, sentences
+from dali.experiments.verbs.compare.sentences import sentences
 
 
 def table(rows, **more) -> pd.DataFrame:
@@ -88,14 +88,6 @@ def test_what_helps_is_said_in_order_and_only_where_it_was_simulated():
         "simulated one by one: none of what was tried; within 1% of no change: a faster link."
     )
     assert not any("help" in said for said in sentences(table(TWO)))
-
-
-def test_other_tables_are_no_comparison():
-    assert compares(table(TWO))
-    assert not compares(table(TWO)[:0])
-    assert not compares(table(TWO).drop(columns="link_swap"))
-    # A sweep has several rows of one policy, batch and phase.
-    assert not compares(pd.concat([table(TWO).assign(cache_share=share) for share in (0.1, 0.2)]))
 
 
 def test_each_change_improves_one_part_and_nothing_else():

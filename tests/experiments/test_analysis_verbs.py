@@ -147,13 +147,16 @@ def test_beside_the_paper():
         "All experiments: Ours are 0.750 times the paper's 4 figures in the median (0.200 to 1.05; 2 within 10%); 1 of "
         "3 factors of one system over another are the other way round."
     )
-    assert "| a over b |  2.00 | 0.900 |      0.450 |     0.900 |          e |" in analysis_sweep.headline(beside)
+    assert (
+        "| a over b |  2.00 | 0.900 |      0.450 |     0.900 |          e |"
+        in analysis_sweep.headline(beside)[0].markdown()
+    )
 
 
 @pytest.mark.parametrize("summary", [None, [], {"experiments": 3}, {"experiments": [1, {"paper": [{}]}]}, {"gap": 1}])
 def test_other_summaries_have_no_figures_of_a_paper(summary):
     assert analysis_sweep.beside(summary).empty
-    assert analysis_sweep.headline(analysis_sweep.beside(summary)) == ""
+    assert analysis_sweep.headline(analysis_sweep.beside(summary)) == []
 
 
 # ---- runs, validation, predictors ----------------------------------------------------------------
@@ -201,7 +204,7 @@ def test_a_validation():
         "is link in 2 and dense part in 1. Repeats of one measurement differ by 2.0% in the median."
     ]
     assert "Repeats" not in validate(results.assign(spread=0.0))[0]
-    lines = errors(results).splitlines()
+    lines = errors(results)[-1].markdown().splitlines()
     assert lines[-2].split("|")[1:-1] == [" a      ", " -10.0% (10.0%) ", " -20.0% (20.0%) "]
     assert lines[-1].split("|")[1:-1] == [" b      ", " +30.0% (30.0%) ", "              – "]
 

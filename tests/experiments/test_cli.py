@@ -1,13 +1,15 @@
 """Bad input: one line that names the field or file, status 2, nothing half-written."""
 
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from dali.experiments.cli import VERBS, main
+from dali.experiments.cli import main
 from dali.experiments.verbs.compare import verb as compare
+from dali.experiments.verbs.table import VERBS
 
 
 @pytest.fixture
@@ -125,6 +127,13 @@ def test_help_lists_verbs_and_settings(capsys):
     text = capsys.readouterr().out
     assert "expert_width: 14336" in text
     assert "rtx3090_epyc7532, " in text
+
+
+def test_what_a_report_shows_stands_beside_the_verb():
+    """Verbs that leave a results folder, found by the table alone."""
+    shown = {name: verb.shown for name, verb in VERBS.items() if verb.shown is not None}
+    assert set(shown) == {"compare", "gap", "predict", "run", "calibrate", "validate", "sweep"}
+    assert all(callable(import_module(module).contents) for module in shown.values())
 
 
 def truncate(path: Path) -> None:

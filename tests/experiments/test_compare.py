@@ -6,39 +6,44 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from toys import TOY
 
 from dali.experiments.cli import main
+from dali.experiments.output.manifest import Manifest
 from dali.experiments.scene import make_workload, read_scene, shape_of
 from dali.experiments.settings.compose import configuration
 from dali.experiments.settings.objects import make, make_policy
-from dali.experiments.verbs.compare.comparison import speedups
+from dali.experiments.verbs.compare.comparison import Comparison, speedups
 from dali.policies.core.planner import Planner
 from dali.policies.costs.roofline import roofline
 from dali.policies.types import Capacity
 
-TOY = ["model.layers=3", "model.experts=8", "model.top_k=2", "workload.batch=[1,3]"]
-TOY += ["workload.prompt=8", "workload.generate=6", "cache_share=0.75"]
 PICTURES = ("speedup.png", "busy.png", "hit_rate.png", "timeline.png")
 
 
 @pytest.fixture(scope="module")
-def toy(tmp_path_factory, random_trace) -> Path:
-    path = tmp_path_factory.mktemp("toy") / "toy.safetensors"
-    random_trace(layers=3, experts=8, top_k=2, lengths=[20, 24, 30], seed=1).save(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def folder(toy) -> Path:
+def folder(toy, tmp_path_factory) -> Path:
     """Results of all policies on the toy trace."""
-    assert main(["compare", f"trace={toy}", f"output={toy.parent}", *TOY]) == 0
-    (place,) = (toy.parent / "compare").iterdir()
+    output = tmp_path_factory.mktemp("all_policies")
+    assert main(["compare", f"trace={toy}", f"output={output}", *TOY]) == 0
+    (place,) = (output / "compare").iterdir()
     return place
+
+
+def compared(toy: Path, *settings: str) -> Comparison:
+    """The same without a folder, to be run."""
+    overrides = [f"trace={toy}", *TOY, *settings]
+    return Comparison.read(configuration("compare", overrides), overrides)
 
 
 def test_folder_holds_everything(folder):
     names = {path.name for path in folder.iterdir()}
     assert {"results.parquet", "steps.parquet", "summary.md", "config.yaml", *PICTURES} <= names
+    manifest = Manifest.read(folder / "manifest.json")
+    assert (manifest.verb, manifest.figures) == ("compare", sorted(PICTURES))
+    assert set(manifest.timelines) | set(manifest.figures) | set(manifest.tables) < names
+    assert manifest.tables["results.parquet"] == list(pd.read_parquet(folder / "results.parquet"))
+    assert (folder / "summary.md").read_text() == manifest.document.markdown(manifest.stamp)
     assert len([name for name in names if name.endswith(".timeline.json.gz")]) == 10
     for name in PICTURES:
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
@@ -96,9 +101,10 @@ def test_summary_names_inputs_and_stand_ins(folder):
 
 
 def test_same_again(toy, folder, tmp_path):
-    assert main(["compare", f"trace={toy}", f"output={tmp_path}", *TOY]) == 0
-    (again,) = (tmp_path / "compare").iterdir()
-    pd.testing.assert_frame_equal(pd.read_parquet(folder / "steps.parquet"), pd.read_parquet(again / "steps.parquet"))
+    again = compared(toy)
+    again.run()
+    again.steps().to_parquet(tmp_path / "steps.parquet", index=False)
+    assert (tmp_path / "steps.parquet").read_bytes() == (folder / "steps.parquet").read_bytes()
 
 
 def test_every_policy_gets_the_same_memory(toy):
@@ -115,40 +121,33 @@ def test_every_policy_gets_the_same_memory(toy):
         assert Planner(policy, shape, capacity, costs).slots == scene.slots
 
 
-def test_resampling_is_said(toy, tmp_path, capsys):
-    settings = [*TOY, "workload.batch=5", "policies=[llama_cpp,fiddler]"]
-    assert main(["compare", f"trace={toy}", f"output={tmp_path}", *settings]) == 0
-    out = capsys.readouterr().out
-    assert "Batch 5: the trace is too short, its sequences are resampled with replacement." in out
-    assert "Batch 5: popularity is measured on the evaluated sequences themselves." in out
+def test_resampling_is_said(toy):
+    notes = compared(toy, "workload.batch=5", "policies=[llama_cpp,fiddler]").notes()
+    assert "Batch 5: the trace is too short, its sequences are resampled with replacement." in notes
+    assert "Batch 5: popularity is measured on the evaluated sequences themselves." in notes
 
 
-def test_global_cache_below_the_working_set_warns(toy, tmp_path, capsys):
-    settings = [*TOY, "cache_share=0.3", "policies=[llama_cpp,'on_demand cache.scope=global']"]
-    assert main(["compare", f"trace={toy}", f"output={tmp_path}", *settings]) == 0
+def test_global_cache_below_the_working_set_warns(toy):
+    notes = compared(toy, "cache_share=0.3", "policies=[llama_cpp,'on_demand cache.scope=global']").notes()
     # 0.3 x 24 = 7 slots less 4 of staging; one sequence's step uses 3 layers x 2 experts.
-    assert "a global cache of 3 units is below the 6 that one step uses" in capsys.readouterr().out
+    assert any("a global cache of 3 units is below the 6 that one step uses" in note for note in notes)
 
 
-def test_slices_and_chunks(toy, tmp_path):
-    settings = [*TOY, "slices=2", "workload.chunk=3", "policies=[llama_cpp,dali]"]
-    assert main(["compare", f"trace={toy}", f"output={tmp_path}", *settings]) == 0
-    (place,) = (tmp_path / "compare").iterdir()
-    steps = pd.read_parquet(place / "steps.parquet").query("policy == 'dali' and batch == 1")
+def test_slices_and_chunks(toy):
+    comparison = compared(toy, "slices=2", "workload.chunk=3", "policies=[llama_cpp,dali]")
+    comparison.run()
+    steps = comparison.steps().query("policy == 'dali' and batch == 1")
     assert steps[steps["phase"] == "prefill"]["tokens"].tolist() == [3, 3, 2]
 
 
-def test_policies_may_believe_another_machine(toy, tmp_path):
+def test_policies_may_believe_another_machine(toy):
     """Believing a link a million times faster makes DALI copy more; the real link's time is charged for it."""
-    settings = [*TOY, "workload.batch=2", "policies=[llama_cpp,dali]"]
     fast = "'rtx3090_epyc7532 link_gbs=25e6 copy_latency_us=0'"
     steps = {}
     for name, believed in (("true", "null"), ("same", "rtx3090_epyc7532"), ("fast", fast)):
-        place = tmp_path / name
-        place.mkdir()
-        assert main(["compare", f"trace={toy}", f"output={place}", f"believed={believed}", *settings]) == 0
-        rows = pd.read_parquet(next((place / "compare").iterdir()) / "steps.parquet")
-        steps[name] = rows[rows["policy"] == "dali"]
+        comparison = compared(toy, f"believed={believed}", "workload.batch=2", "policies=[llama_cpp,dali]")
+        comparison.run()
+        steps[name] = comparison.steps().query("policy == 'dali'")
     pd.testing.assert_frame_equal(steps["true"], steps["same"])
     assert steps["fast"]["copies_demand"].sum() > steps["true"]["copies_demand"].sum()
     # 25 GB/s and 10 us a copy, or slower where the CPU draws on the same memory.
@@ -176,7 +175,7 @@ def test_speedups_are_over_the_same_batch_and_phase():
 def test_routing_of_one_model_is_timed_as_another(toy, tmp_path, capsys):
     """3 layers of 8 experts at Qwen3's costs: its 48 layers' vocabulary shrinks to 3/48."""
     settings = ["workload.batch=3", "workload.prompt=8", "workload.generate=4", "cache_share=0.75"]
-    assert main(["compare", f"trace={toy}", f"output={tmp_path}", *settings]) == 0
+    assert main(["compare", f"trace={toy}", f"output={tmp_path}", *settings, "policies=[llama_cpp]"]) == 0
     said = capsys.readouterr().out
     assert "Routing is test's: 3 layers x 8 experts, top-2." in said
     assert "qwen3_30b_a3b cut to 3 layers x 8 experts" in said

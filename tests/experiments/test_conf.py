@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from dali import conf
-from dali.experiments.cli import VERBS
 from dali.experiments.settings.compose import configuration
 from dali.experiments.settings.objects import make, make_policy
+from dali.experiments.verbs.table import VERBS
 from dali.policies.core.planner import Policy
 
 FOLDER = Path(conf.__file__).parent

@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 
 from dali.experiments.cli import main
+from dali.experiments.output.manifest import Manifest
 from dali.experiments.verbs.gap.runs import gap_table
 
-TOY = [
+SMALL = [
     "cache_shares=[0.75]",
     "batch=[1,3]",
     "decode={prompt:4,steps:4}",
@@ -19,17 +20,10 @@ TOY = [
 
 
 @pytest.fixture(scope="module")
-def toy(tmp_path_factory, random_trace):
-    path = tmp_path_factory.mktemp("gap") / "toy.safetensors"
-    random_trace(layers=3, experts=8, top_k=2, lengths=[20, 24, 30], seed=1).save(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def folder(toy):
-    scene = f"scenes=['model=qwen3_30b_a3b trace={toy}']"
-    assert main(["gap", scene, f"output={toy.parent}", *TOY]) == 0
-    (place,) = (toy.parent / "gap").iterdir()
+def folder(toy, tmp_path_factory):
+    scene, output = f"scenes=['model=qwen3_30b_a3b trace={toy}']", tmp_path_factory.mktemp("gap")
+    assert main(["gap", scene, f"output={output}", *SMALL]) == 0
+    (place,) = (output / "gap").iterdir()
     return place
 
 
@@ -38,6 +32,10 @@ def test_folder_holds_everything(folder):
     assert {"results.parquet", "assignments.parquet", "summary.json", "summary.md", "config.yaml"} <= names
     for name in ("gap", "waterfall", "scheduling"):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    manifest = Manifest.read(folder / "manifest.json")
+    assert manifest.verb == "gap"
+    assert list(manifest.tables) == ["assignments.parquet", "results.parquet", "waterfall.parquet"]
+    assert (folder / "summary.md").read_text() == manifest.document.markdown(manifest.stamp)
 
 
 def test_nobody_is_better_than_exact_or_the_bound(folder):
@@ -113,7 +111,7 @@ def test_gaps_by_hand():
 )
 def test_bad_input(setting, named, toy, tmp_path, capsys):
     name = setting.split("=")[0]
-    given = [f"scenes=['model=qwen3_30b_a3b trace={toy}']", *TOY]
+    given = [f"scenes=['model=qwen3_30b_a3b trace={toy}']", *SMALL]
     settings = [*(other for other in given if other.split("=")[0] != name), setting]
     assert main(["gap", f"output={tmp_path}", *settings]) == 2
     error = capsys.readouterr().err

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from dali.experiments.cli import main
+from dali.experiments.output.manifest import Manifest
 from dali.experiments.verbs.predict.text import published
 from dali.traces.metadata import Metadata
 from dali.traces.workload import Workload
@@ -57,7 +58,10 @@ def test_folder_holds_everything(folder):
     figures = {
         "recall_by_layer.png", "recall_by_batch.png", "recall_by_ahead.png", "cosine.png",
     }  # fmt: skip
-    assert {"results.parquet", "summary.md", "summary.json", "config.yaml"} | figures == names
+    assert {"results.parquet", "summary.md", "summary.json", "config.yaml", "manifest.json"} | figures == names
+    manifest = Manifest.read(folder / "manifest.json")
+    assert (manifest.verb, manifest.figures) == ("predict", sorted(figures))
+    assert (folder / "summary.md").read_text() == manifest.document.markdown(manifest.stamp)
     for name in figures:
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
 

@@ -4,6 +4,8 @@ import gzip
 import json
 import re
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,46 +15,23 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from toys import TOY
 
 from dali.experiments.cli import main
-from dali.experiments.page import markup, svg
+from dali.experiments.output.document import Document, Items, Paragraph, Section, Table
+from dali.experiments.output.manifest import Manifest
+from dali.experiments.page import grid, svg
+from dali.experiments.page.contents import Contents
+from dali.experiments.page.page import render
+from dali.experiments.page.reading import Folder
 from dali.experiments.page.timeline import Timeline
 from dali.experiments.verbs.gap.figures import waterfall
 from dali.policies.columns import DENSE, LANES
 from dali.sim.timeline import Spans
 
 HOSTILE = "<script>boom()</script> & \"dali\" 'x' $\\q$ </title>"
-TOY = [
-    "model.layers=3",
-    "model.experts=8",
-    "model.top_k=2",
-    "workload.batch=[1,3]",
-    "policies=[llama_cpp,on_demand,dali,oracle]",
-]
-TOY += ["workload.prompt=8", "workload.generate=6", "cache_share=0.75"]
 # Qwen3-30B-A3B's expert, which the toy model's units have the shape of: 3 matrices of 2048 x 768 in two bytes.
 UNIT_BYTES = 3 * 2048 * 768 * 2
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory, random_trace) -> Path:
-    path = tmp_path_factory.mktemp("toy") / "toy.safetensors"
-    random_trace(layers=3, experts=8, top_k=2, lengths=[20, 24, 30], seed=1).save(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def compared(toy) -> Path:
-    """A results folder of `dali compare`."""
-    assert main(["compare", f"trace={toy}", f"output={toy.parent}", *TOY]) == 0
-    (place,) = (toy.parent / "compare").iterdir()
-    return place
-
-
-@pytest.fixture(scope="module")
-def report(compared) -> Path:
-    assert main(["report", f"results={compared}"]) == 0
-    return compared / "report.html"
 
 
 class Elements(HTMLParser):
@@ -125,7 +104,8 @@ def test_compare_and_report_end_with_the_same_sentences(compared, report, capsys
 def test_what_helps_is_what_a_comparison_on_that_machine_finds(compared, toy, tmp_path):
     """A link twice as fast, simulated as a what-if and as a machine of its own: the same tokens/s."""
     helped = pd.read_parquet(compared / "what_if.parquet").set_index("change").loc["a link twice as fast"]
-    settings = [*TOY, "workload.batch=3", "platform.link_gbs=50"]
+    policies = f"policies=[llama_cpp,{helped['policy']}]"
+    settings = [*TOY, "workload.batch=3", "platform.link_gbs=50", policies]
     assert main(["compare", f"trace={toy}", f"output={tmp_path}", *settings]) == 0
     (place,) = (tmp_path / "compare").iterdir()
     speeds = pd.read_parquet(place / "results.parquet").set_index(["policy", "phase"])["tokens_per_s"]
@@ -136,7 +116,7 @@ def test_what_helps_is_what_a_comparison_on_that_machine_finds(compared, toy, tm
 
 @pytest.fixture(scope="module")
 def hostile(compared, tmp_path_factory) -> Path:
-    """The report on the comparison with a policy, a setting, a file and a process of a hostile name."""
+    """The comparison with a policy, a setting, a file, a process and words of a hostile name, and its page."""
     place = tmp_path_factory.mktemp("hostile") / "results"
     shutil.copytree(compared, place)
     for name in ("results", "steps", "what_if"):
@@ -144,10 +124,13 @@ def hostile(compared, tmp_path_factory) -> Path:
         data["policy"] = data["policy"].replace("dali", HOSTILE)
         data.to_parquet(place / f"{name}.parquet", index=False)
     (place / "summary.json").write_text(json.dumps({HOSTILE: {"<b>": HOSTILE}}))
-    summary = (place / "summary.md").read_text().replace("dali", HOSTILE)
-    (place / "summary.md").write_text(f"# {HOSTILE}\n\n- {HOSTILE}\n\n{HOSTILE}\n\n{summary}\n## {HOSTILE}\n\ntext\n")
-    with (place / "config.yaml").open("a") as file:
-        file.write(f"hostile: {json.dumps(HOSTILE)}\n")
+    blocks = [Paragraph(HOSTILE), Items([HOSTILE]), Table([HOSTILE, HOSTILE], [[HOSTILE, HOSTILE]], HOSTILE)]
+    document = Document(HOSTILE, [HOSTILE], blocks, [Section(HOSTILE, blocks)])
+    said = replace(Manifest.read(place / "manifest.json"), stamp=HOSTILE, command=HOSTILE, document=document)
+    (place / "manifest.json").write_text(said.to_text())
+    # A class that would make a folder, were it looked up.
+    model = {"_target_": "pathlib.Path.mkdir", "self": str(place / "made")}
+    (place / "config.yaml").write_text(json.dumps({"model": model, "hostile": HOSTILE, "platform": {"name": HOSTILE}}))
     Timeline.read(place / "dali.timeline.json.gz")[0].spans.save(place / "dali.timeline.json.gz", HOSTILE)
     (place / 'old"<b>.png').write_bytes((compared / "busy.png").read_bytes())
     assert main(["report", f"results={place}"]) == 0
@@ -165,8 +148,15 @@ def test_names_are_data(hostile):
     assert HOSTILE in [run["name"] for run in json.loads(data)["runs"]]
 
 
-def test_a_folder_of_another_verb(tmp_path):
-    """Tables of any shape, values, a summary, and pictures without a drawing function as they are."""
+def test_nothing_that_a_configuration_names_is_run(hostile):
+    assert not (hostile.parent / "made").exists()
+    (data,) = re.findall(r'id="data">(.*?)</script>', hostile.read_text(), re.S)
+    run = json.loads(data)["runs"][0]
+    assert set(run["lanes"][1][7::8]) == {0}  # bytes are not known then
+
+
+def test_a_folder_without_a_manifest(tmp_path, capsys):
+    """Tables of any shape, values, and pictures as they are: what its columns look like says nothing of a verb."""
     table = pd.DataFrame({"model": ["a"] * 301, "share": np.linspace(0, 1, 301), "ids": [[1, 2]] * 301})
     table.to_parquet(tmp_path / "results.parquet")
     stages = ["dali", "exact assignment", "bound"]
@@ -174,44 +164,48 @@ def test_a_folder_of_another_verb(tmp_path):
         tmp_path / "waterfall.parquet"
     )
     (tmp_path / "summary.json").write_text('{"gap": {"mean": 0.00123456, "by": [1, 2]}, "none": null}')
-    (tmp_path / "summary.md").write_text(
-        "# Gaps\n\nAll of *them*, `x<y`:\n\n| a | b |\n|---|--:|\n| one | 2 |\n\n![p](p.png)\n"
-    )
+    (tmp_path / "summary.md").write_text("# Gaps\n\nAll of them.\n")
     (tmp_path / "p.png").write_bytes(b"\x89PNG")
     assert main(["report", f"results={tmp_path}"]) == 0
     text = (tmp_path / "report.html").read_text()
     elements = Elements(text)
-    assert "<title>Gaps</title>" in text
-    assert "<code>x&lt;y</code>" in text
+    said = "There is no manifest.json here, so that the verb is not known: tables, values and pictures as they are."
+    assert f"- {said}\n" in capsys.readouterr().out
+    assert elements.text.count(said) == 1
+    assert f"<title>{tmp_path.parent.name}/{tmp_path.name}</title>" in text
     assert "The first 300 of 301 rows; all are in results.parquet." in elements.text
+    assert "exact assignment" in elements.text
     assert re.search(r"gap\.mean</td><td class=\"n\">0\.001235<", text)
     assert re.search(r"gap\.by</td><td class=\"n\">1, 2<", text)
     assert [each["alt"] for each in elements.all("img")] == [
         "p.png, as it is in the folder, which does not hold its data"
     ]
-    assert "the bound that no policy can beat" in elements.text
+    assert not elements.all("svg")
     assert 'id="chart"' not in text
     assert "The folder holds no config.yaml." in text
 
 
-def test_results_without_timelines_or_summary(compared, tmp_path):
-    shutil.copy(compared / "results.parquet", tmp_path)
+def test_results_without_timelines(compared, tmp_path):
+    for name in ("results.parquet", "manifest.json"):
+        shutil.copy(compared / name, tmp_path)
     assert main(["report", f"results={tmp_path}"]) == 0
     text = (tmp_path / "report.html").read_text()
     assert len(Elements(text).all("svg")) == 3
     assert "prefetch_recall" in text
 
 
-def test_nothing_that_a_configuration_names_is_run(compared, tmp_path):
-    place = tmp_path / "foreign"
-    shutil.copytree(compared, place)
-    target = tmp_path / "made"
-    (place / "config.yaml").write_text(f"model:\n  _target_: pathlib.Path.mkdir\n  self: {target}\n")
-    assert main(["report", f"results={place}"]) == 0
-    assert not target.exists()
-    (data,) = re.findall(r'id="data">(.*?)</script>', (place / "report.html").read_text(), re.S)
-    run = json.loads(data)["runs"][0]
-    assert set(run["lanes"][1][7::8]) == {0}  # bytes are not known then
+def test_words_of_a_document(compared, tmp_path):
+    """Its title, notes, first blocks and sections, where a reader looks for them; `names` are code."""
+    folder = replace(Folder.read(compared), tables={}, timelines=[], pictures={})
+    blocks = [Paragraph("All of *them*, `x<y`:"), Table(["a", "b"], [["one", "2"]], "Pairs")]
+    document = Document("Title", ["went in"], blocks, [Section("More", [Items(["of that"])])])
+    text = render(replace(folder, manifest=replace(folder.manifest, document=document)), Contents())
+    assert "<title>Title</title>" in text
+    assert "<p>All of *them*, <code>x&lt;y</code>:</p>" in text
+    assert '<tr><td>one</td><td class="n">2</td></tr>' in text
+    assert 'aria-label="Pairs"' in text
+    headings = re.findall("<h2>(.*?)</h2>|<summary>(More)</summary>|<li>(.*?)</li>", text)
+    assert ["".join(each) for each in headings][:5] == ["Results", "Inputs and notes", "went in", "In full", "More"]
 
 
 # ---- bad input -----------------------------------------------------------------------------------
@@ -222,8 +216,13 @@ def spoilt(place: Path, what: str) -> None:
     span = {"ph": "X", "pid": 1, "tid": 0, "ts": 0, "dur": 1, "name": "layer 0 unit 1"}
     args = {"step": 0, "layer": 0, "unit": 1, "tokens": 1, "resident": True}
 
+    manifest = place / "manifest.json"
+
     def events(*rows: object) -> None:
         timeline.write_bytes(gzip.compress(json.dumps({"traceEvents": rows}).encode()))
+
+    def results(changed: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+        changed(pd.read_parquet(place / "results.parquet")).to_parquet(place / "results.parquet", index=False)
 
     {
         "truncated": lambda: timeline.write_bytes(timeline.read_bytes()[:-100]),
@@ -241,7 +240,20 @@ def spoilt(place: Path, what: str) -> None:
         "json": lambda: (place / "summary.json").write_text("{"),
         "config": lambda: (place / "config.yaml").write_text("a: [1"),
         "config list": lambda: (place / "config.yaml").write_text("[1, 2]"),
-        "summary": lambda: (place / "summary.md").write_bytes(b"\xff\xfe\xff"),
+        "encoding": lambda: (place / "config.yaml").write_bytes(b"\xff\xfe\xff"),
+        "deep": lambda: (place / "summary.json").write_text("[" * 10**5),
+        "deeper than any": lambda: (place / "summary.json").write_text("[" * 99 + "]" * 99),
+        "half a letter": lambda: (place / "summary.json").write_text('"\\ud800"'),
+        "manifest": lambda: manifest.write_text(manifest.read_text()[:-5]),
+        "another format": lambda: manifest.write_text('{"format": "other", "version": 1}'),
+        "another version": lambda: manifest.write_text('{"format": "dali-results", "version": 2}'),
+        "another verb": lambda: manifest.write_text(manifest.read_text().replace('"compare"', '"os.system"')),
+        "no column": lambda: results(lambda data: data.drop(columns="link_swap")),
+        "words": lambda: results(lambda data: data.assign(speedup="fast")),
+        "numbers": lambda: results(lambda data: data.assign(policy=1.0)),
+        "no rows": lambda: results(lambda data: data[:0]),
+        "rows twice": lambda: results(lambda data: pd.concat([data, data])),
+        "no results": lambda: (place / "results.parquet").unlink(),
     }[what]()
 
 
@@ -260,8 +272,21 @@ def spoilt(place: Path, what: str) -> None:
         ("results", "results.parquet: not a whole parquet file"),
         ("json", "summary.json: not a whole JSON file"),
         ("config", "config.yaml: not a configuration"),
-        ("config list", "config.yaml: found a list"),
-        ("summary", "summary.md: not a UTF-8 text"),
+        ("config list", "config.yaml: found list, expected a configuration"),
+        ("encoding", "config.yaml: not a UTF-8 text"),
+        ("deep", "summary.json: not a whole JSON file"),
+        ("deeper than any", "summary.json: found values nested deeper than 64"),
+        ("half a letter", "summary.json: not a whole JSON file"),
+        ("manifest", "manifest.json: not a whole JSON file"),
+        ("another format", "manifest.json: found format 'other', expected dali-results"),
+        ("another version", "manifest.json: found version 2, expected 1: another dali-moe wrote it"),
+        ("another verb", "manifest.json: found verb 'os.system', expected one of compare, predict, gap, run, sweep,"),
+        ("no column", "results.parquet: found no column link_swap"),
+        ("words", "in column speedup, expected numbers"),
+        ("numbers", "results.parquet: found float64 in column policy, expected text"),
+        ("no rows", "results.parquet: found no rows"),
+        ("rows twice", "results.parquet: found rows with the same policy, batch, phase, expected each once"),
+        ("no results", "results.parquet: no such file"),
     ],
 )
 def test_a_damaged_file_is_one_line_and_no_page(what, says, compared, tmp_path, capsys):
@@ -280,7 +305,7 @@ def test_no_results_folder(compared, tmp_path, capsys):
     for results, says in (
         (tmp_path / "none", "no such folder"),
         (compared / "results.parquet", "found a file, expected a folder"),
-        (tmp_path, "found neither results.parquet nor summary.json in it\n"),
+        (tmp_path, "found none of manifest.json, results.parquet, summary.json in it\n"),
         (compared.parent, f"; there are 1 in it, such as {compared}\n"),
     ):
         assert main(["report", f"results={results}"]) == 2
@@ -297,13 +322,22 @@ def test_no_results_folder(compared, tmp_path, capsys):
 # ---- pieces --------------------------------------------------------------------------------------
 
 
-@given(st.text(alphabet="<>&\"'|-#*`![]() \nab", max_size=80))
-def test_markdown_makes_only_elements_of_ours(text):
-    allowed = {"p", "ul", "li", "h3", "code", "strong", "div", "table", "thead", "tbody", "tr", "th", "td"}
-    elements = Elements(markup.blocks(text))
-    assert {name for name, _ in elements.found} <= allowed
+TEXT = st.text(alphabet="<>&\"'|-#*`![]() \nab", max_size=80)
+
+
+@given(TEXT, TEXT, TEXT)
+def test_words_make_only_elements_of_ours(compared, one, two, three):
+    blocks = [Paragraph(one), Items([two, three]), Table([one, two], [[two, three]], three)]
+    document = Document(three, [one], blocks, [Section(two, blocks)])
+    manifest = Manifest("compare", one, two, three, document, {}, [], [])
+    elements = Elements(render(Folder(compared, manifest, {}, {}, None, "", [], {}, []), Contents(sentences=[one])))
+    assert {name for name, _ in elements.found} <= {
+        "html", "head", "meta", "title", "style", "body", "header", "h1", "main", "section", "h2", "p", "ul", "li",
+        "code", "div", "table", "thead", "tbody", "tr", "th", "td", "details", "summary", "footer", "script",
+    }  # fmt: skip
     assert {key for _, attributes in elements.found for key in attributes} <= {
-        "class", "scope", "tabindex", "role", "aria-label",
+        "lang", "charset", "name", "content", "http-equiv", "class", "scope", "tabindex", "role", "aria-label", "type",
+        "id",
     }  # fmt: skip
 
 
@@ -324,7 +358,7 @@ def test_contrast_is_that_of_the_guidelines():
 
 def test_numbers_for_people():
     values = [1.0, 0.1234567, 123456.7, float("nan"), None, np.float32(0.5), 3, "x", 1e300]
-    assert [markup.number(value) for value in values] == [
+    assert [grid.number(value) for value in values] == [
         "1", "0.1235", "123457", "–", "–", "0.5", "3", "x", "1e+300",
     ]  # fmt: skip
 

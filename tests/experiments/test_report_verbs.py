@@ -1,5 +1,6 @@
 """`dali report` on what every verb leaves behind: each figure an SVG with its table, sentences, and a readable page."""
 
+import html
 import json
 import re
 import shutil
@@ -14,11 +15,14 @@ from omegaconf import OmegaConf
 
 from dali import experiments
 from dali.experiments.cli import main
+from dali.experiments.output.document import Document
+from dali.experiments.output.folder import described
 from dali.experiments.page import svg
 from dali.experiments.page.reading import Folder
-from dali.experiments.verbs.reading import EXPERIMENTS, contents
+from dali.experiments.verbs.report import contents
 from dali.experiments.verbs.sweep import figures
 from dali.experiments.verbs.sweep.points import Experiment
+from dali.experiments.verbs.sweep.shown import EXPERIMENTS
 
 HOSTILE = '"><script>boom()</script>'
 RESULTS = Path(experiments.__file__).parent / "results"
@@ -49,7 +53,15 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     found["run"].mkdir()
     run().to_parquet(found["run"] / "results.parquet")
     (found["run"] / "run.json").write_text('{"device": "cpu", "machine": {"cpu": "a CPU of ours"}}')
+    for verb in ("sweep", "run"):
+        describe(found[verb], verb)
     return found
+
+
+def describe(place: Path, verb: str) -> None:
+    """The words and the manifest of a folder that the verb wrote."""
+    for name, content in described(place, verb, f"dali {verb}", Document(verb)).items():
+        (place / name).write_text(content)
 
 
 def run() -> pd.DataFrame:
@@ -79,7 +91,8 @@ def test_every_figure_is_an_svg_with_its_table(name, pages):
     assert text.count('<svg xmlns="http://www.w3.org/2000/svg"') == drawn
     assert text.count("<summary>Data of this figure</summary>") == drawn
     assert re.findall(r'<img alt="(\S+),', text) == pictures
-    assert said in text[text.index("<h2>In short</h2>") : text.index("<h2>Results</h2>")]
+    plain = html.unescape(text)
+    assert said in plain[plain.index("<h2>In short</h2>") : plain.index("<h2>Results</h2>")]
     assert shown in text[text.index("<h2>Results</h2>") : text.index("<h2>Figures</h2>")]
     ids = re.findall(r' id="([^"]+)"', text)
     assert len(ids) == len(set(ids))
@@ -93,7 +106,7 @@ def test_no_formula_and_nothing_cut_off(name, folders):
         with svg.style():
             figure = drawing.draw()
             canvas = FigureCanvasAgg(figure)
-            canvas.draw()
+            figure.draw_without_rendering()
         for text in figure.findobj(Text):
             assert "$" not in text.get_text(), drawing.name
         whole = figure.get_tightbbox(canvas.get_renderer())
@@ -174,6 +187,76 @@ def test_a_folder_with_a_profile_alone(tmp_path, capsys):
         error = capsys.readouterr().err
         assert says in error
         assert error.count("\n") == 1
+
+
+def changed(name, column, keep):
+    """Keeps the rows of a table in which the column's values are as they should."""
+
+    def change(place: Path) -> None:
+        data = pd.read_parquet(place / f"{name}.parquet")
+        data[data[column].map(keep)].to_parquet(place / f"{name}.parquet")
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("verb", "spoil", "says"),
+    [
+        ("gap", changed("results", "name", lambda name: name != "bound"), "found a case without bound, expected dali"),
+        ("gap", changed("results", "kind", lambda kind: kind != "policy"), "found policies [], expected two or more"),
+        ("gap", lambda place: (place / "waterfall.parquet").unlink(), "waterfall.parquet: no such file"),
+        ("run", changed("results", "policy", lambda name: name == "accelerate"), "found a phase without a policy"),
+        ("predict", changed("results", "metric", lambda name: name == "cosine"), "found no row of metric recall_topk"),
+        ("throttled_cpu", changed("results", "error", lambda error: error > 9), "results.parquet: found no rows"),
+    ],
+)
+def test_what_a_verb_does_not_write_is_one_line(verb, spoil, says, folders, tmp_path, capsys):
+    place = tmp_path / verb
+    shutil.copytree(folders[verb], place, ignore=shutil.ignore_patterns("report.html"))
+    spoil(place)
+    assert main(["report", f"results={place}"]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+    assert not (place / "report.html").exists()
+
+
+def test_a_calibration_needs_its_profile(tmp_path, capsys):
+    describe(tmp_path, "calibrate")
+    assert main(["report", f"results={tmp_path}"]) == 2
+    assert "found no .yaml file of measured costs, expected one" in capsys.readouterr().err
+    shutil.copy(RESULTS / "throttled_cpu" / "platform.yaml", tmp_path / "slow.yaml")
+    assert main(["report", f"results={tmp_path}"]) == 0
+    assert "machine (measured)" in (tmp_path / "report.html").read_text()
+
+
+def test_a_sweep_whose_points_all_failed(tmp_path):
+    """No rows and no columns: the page says what failed."""
+    pd.DataFrame().to_parquet(tmp_path / "results.parquet")
+    (tmp_path / "summary.json").write_text('{"experiments": [], "failures": [{"error": "no such model"}]}')
+    describe(tmp_path, "sweep")
+    assert main(["report", f"results={tmp_path}"]) == 0
+    assert "no such model" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"show": 3},
+        {"show": [3]},
+        {"show": [{"metric": "hit_rate"}]},
+        {"show": [{"metric": "notes", "phase": "decode", "x": "cores"}]},
+        {"show": [{"metric": "hit_rate", "phase": "decode", "x": "cores"}], "grid": 3},
+        {"show": [{"metric": "hit_rate", "phase": "decode", "x": "cores"}], "policies": 3},
+    ],
+)
+def test_an_experiment_that_makes_no_sense_is_not_drawn(own, folders, tmp_path):
+    results = pd.read_parquet(folders["sweep"] / "results.parquet")
+    results[results["experiment"] == "cpu"].to_parquet(tmp_path / "results.parquet")
+    about = {"name": "cpu", "title": "t", "source": "s", **own}
+    (tmp_path / "config.yaml").write_text(json.dumps({"experiment": about}))
+    describe(tmp_path, "sweep")
+    assert contents(Folder.read(tmp_path)).drawings == []
 
 
 # ---- in a browser --------------------------------------------------------------------------------

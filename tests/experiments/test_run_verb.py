@@ -150,6 +150,7 @@ def test_leaves_everything_behind(here, capsys):
         "run.json",
         "steps.parquet",
         "summary.md",
+        "manifest.json",
     }
 
     trace = Trace.load(folder / "dali.trace.safetensors")

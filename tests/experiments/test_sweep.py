@@ -14,24 +14,17 @@ import pytest
 from omegaconf import OmegaConf
 
 from dali.experiments.cli import main
+from dali.experiments.output.manifest import Manifest
 from dali.experiments.verbs.sweep import points, verb
 from dali.experiments.verbs.sweep import request as request_module
 from dali.experiments.verbs.sweep.job import RunFolder
 from dali.experiments.verbs.sweep.launch import Launcher
 from dali.experiments.verbs.sweep.request import Request, request, trace_digest
 
-ROOT = Path(__file__).resolve().parents[2]
 # Two models at two cache shares, routed as a toy is: 4 points in about a second.
 GRID = ["experiment.grid.model=[qwen3_30b_a3b,deepseek_v2_lite]", "experiment.grid.batch=[3]"]
 GRID += ["experiment.grid.cache_share=[0.75,0.9]", "workload.prompt=4", "workload.generate=4"]
 SETTINGS = ["sweep", "experiment=winner", "policies=[llama_cpp,dali]", *GRID]
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory, random_trace) -> Path:
-    path = tmp_path_factory.mktemp("toy") / "toy.safetensors"
-    random_trace(layers=3, experts=8, top_k=2, lengths=[20, 24, 30], seed=1).save(path)
-    return path
 
 
 def run(toy: Path, output: Path, *more: str) -> int:
@@ -47,10 +40,11 @@ def stored(output: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def whole(toy) -> Path:
+def whole(toy, tmp_path_factory) -> Path:
     """Output of a sweep that nothing happened to."""
-    assert run(toy, toy.parent / "whole") == 0
-    return toy.parent / "whole"
+    output = tmp_path_factory.mktemp("whole")
+    assert run(toy, output) == 0
+    return output
 
 
 # ---- one launcher as good as another ---------------------------------------------------------------
@@ -89,14 +83,12 @@ def test_every_point_is_stored_under_its_key(basic, sixteen):
     ("overrides", "jobs"),
     [(["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], None), (["hydra/launcher=submitit_local"], 1)],
 )
-def test_launchers_agree(basic, sixteen, tmp_path, monkeypatch, overrides, jobs):
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+def test_launchers_agree(basic, sixteen, tmp_path, overrides, jobs):
     assert simulated(sixteen, tmp_path, *overrides, jobs=jobs) == basic
 
 
-def test_a_point_whose_process_dies_fails_alone(sixteen, tmp_path, monkeypatch):
+def test_a_point_whose_process_dies_fails_alone(sixteen, tmp_path):
     """One job has the deadly point between two others: these are finished all the same."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     deadly = {**sixteen[0].config, "trace": {"_target_": "signal.raise_signal", "_args_": [int(signal.SIGKILL)]}}
     requests = [sixteen[0], replace(sixteen[0], config=deadly), sixteen[1]]
     tmp_path.joinpath("points").mkdir()
@@ -197,8 +189,7 @@ main(sys.argv[1:])
 
 
 def other_process(code: str, *arguments: str) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, "-c", code, *arguments], env=environment, stderr=subprocess.DEVNULL)
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.DEVNULL)
 
 
 def test_a_killed_sweep_resumes_to_the_same_table(toy, whole, tmp_path, capsys):
@@ -306,3 +297,8 @@ def test_folder_holds_tables_and_figures(whole):
     assert "Routing is test's" in text
     assert (place / "winner.tokens_per_s.decode.png").read_bytes().startswith(b"\x89PNG")
     assert not list(place.glob(".*"))
+    manifest = Manifest.read(place / "manifest.json")
+    assert (manifest.verb, manifest.figures) == ("sweep", ["winner.tokens_per_s.decode.png"])
+    assert manifest.command is not None
+    assert manifest.command.startswith("dali sweep experiment=winner ")
+    assert text == manifest.document.markdown(manifest.stamp)

@@ -128,7 +128,9 @@ def test_where_the_time_goes(loop):
 
 def test_what_is_left_behind(loop, place):
     assert {"summary.md", "validation.json", "results.parquet", "steps.parquet"} <= {f.name for f in loop.iterdir()}
-    assert {"timeline.png", "errors.png", "timeline.json.gz", "config.yaml"} <= {f.name for f in loop.iterdir()}
+    assert {"timeline.png", "errors.png", "timeline.json.gz", "config.yaml", "manifest.json"} <= {
+        f.name for f in loop.iterdir()
+    }
     (calibrated,) = (place / "out" / "calibrate").iterdir()
     assert {"units.png", "copies.png", "dense.png", "slow.yaml", "summary.md"} <= {f.name for f in calibrated.iterdir()}
 

@@ -9,12 +9,13 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from dali.experiments.drawing.figure import save_all
+from dali.experiments.drawing.profile import drawings
 from dali.experiments.models.subject import arena, cpu_threads, subject
-from dali.experiments.output.folder import finished, folder, stamp
+from dali.experiments.output.document import Block, Document, Items, Table, markdown
+from dali.experiments.output.folder import folder
 from dali.experiments.output.text import number, share, table
 from dali.experiments.profiles import profile_path, save
 from dali.experiments.settings import read
-from dali.experiments.verbs.calibrate import figures
 from dali.policies.costs.measured import Curve, Profile
 from dali.policies.types import InputError
 from dali.runtime.calibrate.calibration import Calibration
@@ -60,15 +61,15 @@ def run(config: DictConfig, overrides: list[str]) -> None:
             calibration.measure()
         profile = calibration.profile(name, title)
     command = " ".join(["dali calibrate", *(shlex.quote(part) for part in overrides)])
-    with folder(read.text(config, "output"), "calibrate", config) as place:
+    notes, tables = _notes(profile), _tables(profile)
+    with folder(read.text(config, "output"), "calibrate", config, overrides) as made:
         save(profile, path, command)
-        save(profile, place / f"{name}.yaml", command)
-        save_all(figures.drawings(profile), place)
-        summary = "\n\n".join([f"# {name}: {title}", *_report(profile), stamp()])
-        (place / "summary.md").write_text(summary + "\n", encoding="utf-8")
-        final = finished(place)
-    print("\n\n".join([f"{name}: {title}", *_report(profile)]))
-    print(f"Profile: {path}\nResults: {final}")
+        save(profile, made.place / f"{name}.yaml", command)
+        save_all(drawings(profile), made.place)
+        made.document = Document(f"{name}: {title}", notes, tables)
+    said: list[Block] = [Items(notes), *tables]
+    print(f"{made.document.title}\n\n{markdown(said)}")
+    print(f"Profile: {path}\nResults: {made.final}")
 
 
 def _say_plan(calibration: Calibration, title: str, name: str, seconds: float) -> None:
@@ -87,18 +88,22 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"
 
 
-def _report(profile: Profile) -> list[str]:
+def _notes(profile: Profile) -> list[str]:
     quality, machine = profile.quality, profile.machine
     notes = [
-        f"- Machine: {machine['gpu']}; {machine['cpu']}, {machine['cpu_threads']} threads; {machine['dtype']}",
-        f"- Units: {profile.geometry}",
-        f"- {quality['rounds']} rounds; the first point measured last differs by {quality['drift']:+.1%}"
+        f"Machine: {machine['gpu']}; {machine['cpu']}, {machine['cpu_threads']} threads; {machine['dtype']}",
+        f"Units: {profile.geometry}",
+        f"{quality['rounds']} rounds; the first point measured last differs by {quality['drift']:+.1%}"
         + (" (more than the machine should drift: measure again)" if abs(quality["drift"]) > DRIFT else ""),
-        f"- Spread (interquartile range over median) of a layer step: {share(quality['median_spread'])} in the median; "
+        f"Spread (interquartile range over median) of a layer step: {share(quality['median_spread'])} in the median; "
         f"processes waiting for each core: {quality['load_per_core']}",
     ]
     if quality["left_out"]:
-        notes.append(f"- Left out for their length: {', '.join(quality['left_out'])}")
+        notes.append(f"Left out for their length: {', '.join(quality['left_out'])}")
+    return notes
+
+
+def _tables(profile: Profile) -> list[Block]:
     rows = []
     for what, unit in (
         ("cpu", "tokens"),
@@ -133,8 +138,7 @@ def _report(profile: Profile) -> list[str]:
         for name, value in profile.parts.items()
     ]
     return [
-        "\n".join(notes),
-        table(head, rows),
-        table(["overhead of a layer step", "us"], over),
-        table(["piece", "us (ratios as they are)"], parts),
+        Table(head, rows),
+        Table(["overhead of a layer step", "us"], over),
+        Table(["piece", "us (ratios as they are)"], parts),
     ]

@@ -9,10 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dali.experiments.drawing.busy import BUSY, busy_panel
+from dali.experiments.drawing.busy import busy_panel
 from dali.experiments.drawing.figure import BATCH_COLOURS, Drawing, bare
-
-KEYS = ["policy", "batch", "phase"]
+from dali.experiments.output.columns import BUSY, KEYS
 
 
 def drawings(results: pd.DataFrame, baseline: str, title: str = "") -> list[Drawing]:

@@ -1,4 +1,4 @@
-"""What the numbers of a comparison say, in a few plain sentences; those of other verbs are beside it.
+"""What the numbers of a comparison say, in a few plain sentences.
 
 Each sentence restates columns of `results.parquet` and `what_if.parquet`, which the verb beside this module writes.
 What would help is said only where it was simulated: busy shares alone do not carry that claim.
@@ -10,17 +10,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from dali.experiments.output.wording import LEVEL, LINK, busiest, listed, phases, runnable, span
-
-COLUMNS = {"policy", "batch", "phase", "tokens_per_s", "speedup", "gpu_busy", "cpu_busy"}
-WHAT_IF = {"policy", "batch", "phase", "change", "gain"}
-
-
-def compares(results: pd.DataFrame) -> bool:
-    """Whether a table is one of `dali compare`: one row a policy, batch and phase."""
-    if not COLUMNS.union(LINK) <= set(results.columns) or results.empty:
-        return False
-    return not results.duplicated(["policy", "batch", "phase"]).any()
+from dali.experiments.output.wording import LEVEL, busiest, listed, phases, runnable, span
 
 
 def baseline(results: pd.DataFrame) -> str | None:
@@ -34,8 +24,8 @@ def baseline(results: pd.DataFrame) -> str | None:
 def sentences(results: pd.DataFrame, what_if: pd.DataFrame | None = None) -> list[str]:
     """For each phase winner and lead, and the busiest machine; then what would help most.
 
-    results  a row a policy, batch and phase, as `compares` says
-    what_if  columns `WHAT_IF`, gain = times tokens/s; None where none was simulated
+    results  of `Comparison.results`, a row a policy, batch and phase
+    what_if  columns policy, batch, phase, change and gain (times tokens/s); None where none was simulated
     """
     said = []
     for phase in phases(results):

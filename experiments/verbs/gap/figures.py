@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import cycle
 
 import numpy as np
 import pandas as pd
@@ -128,7 +129,7 @@ def _case(keys: list[str], case: tuple) -> str:
 
 
 def _colours(gaps: pd.DataFrame) -> dict[str, str]:
-    return dict(zip(gaps["assignment"].unique(), BATCH_COLOURS[1:], strict=False))
+    return dict(zip(gaps["assignment"].unique(), cycle(BATCH_COLOURS[1:]), strict=False))
 
 
 def _label(share: float, batch: int, phase: str) -> str:

@@ -9,8 +9,6 @@ from dali.experiments.output.wording import ORACLE, listed, phases, span
 from dali.experiments.verbs.gap.figures import BOUND, MS, STAGE
 
 CASE = ["scene", "cache_share", "batch"]
-RESULTS = {*CASE, "phase", "name", "kind", "steps", "tokens", "seconds", "tokens_per_s"}
-GAPS = {*CASE, "phase", "assignment", "layer_steps", "gap_mean", "gap_max", "call_median"}
 
 
 def policies(results: pd.DataFrame) -> list[str]:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dali.experiments.output.text import number, share, table
+from dali.experiments.output.document import Document, Paragraph, Picture, Section, Table
+from dali.experiments.output.text import number, share
 from dali.experiments.verbs.gap.runs import WATERFALL
 from dali.policies.columns import DECODE, PREFILL
 
@@ -59,24 +60,35 @@ def waterfall(results: pd.DataFrame, chosen: str, against: str) -> pd.DataFrame:
     return found.sort_values([*keys, "order"])[[*keys, "stage", "ms_per_token"]].reset_index(drop=True)
 
 
-def report(gaps: pd.DataFrame, results: pd.DataFrame, found: dict[str, Any], names: list[str]) -> str:
-    """What people read: tables, Markdown."""
+def document(notes: list[str], found: list[Section], drawn: list[str]) -> Document:
+    """All of it; `found` as of `sections`, `drawn` the files of the figures."""
+    *before, last = found
+    last = Section(last.heading, [*last.blocks, *map(Picture, drawn)])
+    # Without notes their place stays empty.
+    return Document("Gaps to the optimum", notes, [] if notes else [Paragraph("")], [*before, last])
+
+
+def sections(gaps: pd.DataFrame, results: pd.DataFrame, found: dict[str, Any], names: list[str]) -> list[Section]:
+    """What people read: tables."""
     chosen, against = names[:2]
-    return "\n\n".join(
-        [
-            "## Assignment: makespan over exact's\n\n" + _gap_lines(gaps),
-            "DALI's Table 4 (arXiv 2602.03495) puts greedy at 85 to 92 % of the optimum (MoE time, exact over greedy).",
-            f"## {against} over {chosen}, simulated tokens/s\n\n" + speed_lines(results, names),
-            f"Geometric mean {found[f'{against}_speedup_geomean']:.2f}x, least {found[f'{against}_speedup_min']:.2f}x.",
-            "## What each part is worth: tokens/s over the whole policy's, geometric mean\n\n"
-            + _ablation_lines(results, chosen, against),
-            f"## From {chosen} to the bound, ms a token\n\n" + _waterfall_lines(results, names),
-            "## Scheduling: microseconds a call beside the makespan it finds\n\n" + _call_lines(gaps),
-        ]
-    )
+    paper = "DALI's Table 4 (arXiv 2602.03495) puts greedy at 85 to 92 % of the optimum (MoE time, exact over greedy)."
+    mean, least = (found[f"{against}_speedup_{kind}"] for kind in ("geomean", "min"))
+    return [
+        Section("Assignment: makespan over exact's", [_gaps(gaps), Paragraph(paper)]),
+        Section(
+            f"{against} over {chosen}, simulated tokens/s",
+            [speeds(results, names), Paragraph(f"Geometric mean {mean:.2f}x, least {least:.2f}x.")],
+        ),
+        Section(
+            "What each part is worth: tokens/s over the whole policy's, geometric mean",
+            [_ablations(results, chosen, against)],
+        ),
+        Section(f"From {chosen} to the bound, ms a token", [_waterfall(results, names)]),
+        Section("Scheduling: microseconds a call beside the makespan it finds", [_calls(gaps)]),
+    ]
 
 
-def _gap_lines(gaps: pd.DataFrame) -> str:
+def _gaps(gaps: pd.DataFrame) -> Table:
     header = ["model, cache, batch", *(str(name) for name in gaps["assignment"].unique())]
     rows = []
     for label, part in _labelled(gaps):
@@ -85,48 +97,47 @@ def _gap_lines(gaps: pd.DataFrame) -> str:
             for row in part.itertuples()
         ]
         rows.append([label, *cells])
-    return "Mean / 99th percentile / worst gap (sum of exact's makespans over the sum of the policy's).\n\n" + table(
-        header, rows
-    )
+    caption = "Mean / 99th percentile / worst gap (sum of exact's makespans over the sum of the policy's)."
+    return Table(header, rows, caption)
 
 
-def speed_lines(results: pd.DataFrame, names: list[str]) -> str:
+def speeds(results: pd.DataFrame, names: list[str], caption: str = "") -> Table:
     """Tokens/s of the named policies, over the first one's, and the second's share of the bound; a row a case."""
     rows = []
     for label, part in _labelled(results):
-        speeds = part.set_index("name")["tokens_per_s"]
-        cells = [f"{number(speeds[name])} ({speeds[name] / speeds[names[0]]:.2f}x)" for name in names]
-        rows.append([label, *cells, share(speeds[names[1]] / speeds["bound"])])
-    return table(["model, cache, batch", *names, f"{names[1]} of bound"], rows)
+        speed = part.set_index("name")["tokens_per_s"]
+        cells = [f"{number(speed[name])} ({speed[name] / speed[names[0]]:.2f}x)" for name in names]
+        rows.append([label, *cells, share(speed[names[1]] / speed["bound"])])
+    return Table(["model, cache, batch", *names, f"{names[1]} of bound"], rows, caption)
 
 
-def _ablation_lines(results: pd.DataFrame, chosen: str, against: str) -> str:
+def _ablations(results: pd.DataFrame, chosen: str, against: str) -> Table:
     rows = []
     for kind, whole in (("without", against), ("with", chosen)):
         for name in results[results["kind"] == kind]["name"].unique():
             ratio = _speedup(results, name, whole)
             rows.append([f"{name}, over {whole}", f"{np.exp(np.log(ratio).mean()):.3f}x", f"{ratio.min():.2f}x"])
             rows[-1].append(f"{ratio.max():.2f}x")
-    return table(["", "mean", "least", "most"], rows)
+    return Table(["", "mean", "least", "most"], rows)
 
 
-def _waterfall_lines(results: pd.DataFrame, names: list[str]) -> str:
+def _waterfall(results: pd.DataFrame, names: list[str]) -> Table:
     bars = [names[0], *(f"+ {name}" for name, _ in WATERFALL), "bound", names[1]]
     rows = []
     for label, part in _labelled(results):
         each = part.set_index("name")
         times = 1e3 * each["seconds"] / (each["tokens"] if part["phase"].iloc[0] == PREFILL else each["steps"])
         rows.append([label, *(number(float(times[bar.removeprefix("+ ")])) for bar in bars)])
-    return table(["model, cache, batch", *bars], rows)
+    return Table(["model, cache, batch", *bars], rows)
 
 
-def _call_lines(gaps: pd.DataFrame) -> str:
+def _calls(gaps: pd.DataFrame) -> Table:
     rows = []
     for label, part in _labelled(gaps):
         times = zip(part["call_median"].to_numpy(), part["seconds_mean"].to_numpy(), strict=True)
         cells = [f"{1e6 * call:.0f} us, {1e3 * seconds:.2f} ms" for call, seconds in times]
         rows.append([label, *cells])
-    return table(["model, cache, batch", *(str(name) for name in gaps["assignment"].unique())], rows)
+    return Table(["model, cache, batch", *(str(name) for name in gaps["assignment"].unique())], rows)
 
 
 def _labelled(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:

@@ -10,7 +10,8 @@ from omegaconf import DictConfig, ListConfig
 from tqdm import tqdm
 
 from dali.experiments.drawing.figure import save_all
-from dali.experiments.output.folder import finished, folder, stamp
+from dali.experiments.output.document import markdown
+from dali.experiments.output.folder import folder
 from dali.experiments.scene import read_scene, with_predictors
 from dali.experiments.settings import read
 from dali.experiments.settings.compose import configuration
@@ -18,7 +19,7 @@ from dali.experiments.settings.objects import make_policy
 from dali.experiments.simulation import check_memory
 from dali.experiments.verbs.gap import figures
 from dali.experiments.verbs.gap.runs import EXACT, Case, gap_table, probe_assignments, whole_policies
-from dali.experiments.verbs.gap.text import report, summary, waterfall
+from dali.experiments.verbs.gap.text import document, sections, summary, waterfall
 from dali.policies.columns import DECODE, PREFILL
 from dali.policies.types import InputError
 from dali.traces.workload import Workload
@@ -37,7 +38,8 @@ def run(config: DictConfig, overrides: list[str]) -> None:
     scenes = [_GapScene(config, overrides, entry, names) for entry in read.texts(config, "scenes")]
     cases = {scene.name: scene.cases(config) for scene in scenes}
     every = read.whole(config, "ilp_every")
-    with folder(read.text(config, "output"), "gap", config) as place:
+    with folder(read.text(config, "output"), "gap", config, overrides) as made:
+        place = made.place
         probed, runs = [], []
         with tqdm(total=sum(map(len, cases.values())), unit="case", desc="gap") as bar:
             for scene in scenes:
@@ -55,14 +57,10 @@ def run(config: DictConfig, overrides: list[str]) -> None:
         found = summary(gaps, results, names[0], names[1])
         (place / "summary.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         drawn = save_all(figures.drawings(gaps, fall), place)
-        notes = [note for scene in scenes for note in scene.notes]
-        text = report(gaps, results, found, names)
-        pictures = "\n\n".join(f"![{name}]({name})" for name in drawn)
-        lines = "\n".join(f"- {note}" for note in dict.fromkeys(notes))
-        whole = f"# Gaps to the optimum\n\n{lines}\n\n{text}\n\n{pictures}\n\n{stamp()}\n"
-        (place / "summary.md").write_text(whole, encoding="utf-8")
-        final = finished(place)
-    print("\n".join([*(f"Note: {note}" for note in dict.fromkeys(notes)), "", text, "", f"Results: {final}"]))
+        notes = list(dict.fromkeys(note for scene in scenes for note in scene.notes))
+        tables = sections(gaps, results, found, names)
+        made.document = document(notes, tables, drawn)
+    print("\n".join([*(f"Note: {note}" for note in notes), "", markdown(tables), "", f"Results: {made.final}"]))
 
 
 class _GapScene:

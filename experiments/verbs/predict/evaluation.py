@@ -5,7 +5,7 @@ Definitions of the metrics: `traces.recall`.  Intervals are bootstrap percentile
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -15,7 +15,6 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from dali.experiments.settings import read
-from dali.experiments.verbs.predict.text import ALL, COSINE, PER_TOKEN, listed
 from dali.policies.columns import DECODE, PHASES
 from dali.policies.types import Floats, InputError
 from dali.traces import recall
@@ -23,6 +22,7 @@ from dali.traces.expert_ids import predictor_name
 from dali.traces.recall import Tally
 from dali.traces.trace import Trace
 
+PER_TOKEN, COSINE, ALL = "recall_topk", "cosine", "all"
 FREQUENCY, PREVIOUS, RANDOM = "frequency", "previous", "random"
 COMPUTED = (FREQUENCY, PREVIOUS, RANDOM)
 BASELINES = ("residual", "gate", FREQUENCY)
@@ -82,7 +82,7 @@ class Evaluation:
             raise InputError(f"baseline: found {settings.baseline!r}, expected one of {', '.join(self.names)}")
         if not self.groups:
             raise InputError(
-                f"batch: found {listed(settings.batches)}, expected at most the {self.sequences} sequences "
+                f"batch: found {_commas(settings.batches)}, expected at most the {self.sequences} sequences "
                 f"of the trace that have tokens of {settings.phase}"
             )
         self._say_what_is_missing()
@@ -178,7 +178,7 @@ class Evaluation:
                 on.setdefault("on the sequences outside of the batch", []).append(batch)
             else:
                 on.setdefault("on the batch's own prompts, as no other sequences remain", []).append(batch)
-        where = "; ".join(f"at batch {listed(batches)} {what}" for what, batches in on.items())
+        where = "; ".join(f"at batch {_commas(batches)} {what}" for what, batches in on.items())
         self.notes.append(f"{FREQUENCY.capitalize()} is measured {where}.")
         return scores
 
@@ -244,19 +244,25 @@ class Evaluation:
             self.notes.append("The trace has no recorded predictor: only those that need ids alone are evaluated.")
         left_out = [batch for batch in self.settings.batches if batch not in self.groups]
         if left_out:
-            self.notes.append(f"Batch {listed(left_out)}: left out, {self.sequences} sequences have tokens of {phase}.")
+            self.notes.append(
+                f"Batch {_commas(left_out)}: left out, {self.sequences} sequences have tokens of {phase}."
+            )
         if self.sequences < recall.FEW_GROUPS:
             self.notes.append(f"Only {self.sequences} sequences: intervals of a token's recall are too narrow.")
         few = [batch for batch, groups in self.groups.items() if len(groups) < recall.FEW_GROUPS]
         if few:
             what = f"resample stretches of {recall.BLOCK} steps of a batch and leave out how texts differ"
             self.notes.append(
-                f"Batch {listed(few)}: fewer than {recall.FEW_GROUPS} batches, so intervals of workload metrics "
+                f"Batch {_commas(few)}: fewer than {recall.FEW_GROUPS} batches, so intervals of workload metrics "
                 f"{what if phase == DECODE else 'rest on little'}."
             )
         beyond = [size for size in self.settings.sizes if size > trace.top_k]
         if beyond and 1 in self.groups and phase == DECODE:
             self.notes.append(
-                f"Top {listed(beyond)} at batch 1: {FREQUENCY} and {RANDOM} may guess as many units, the others only "
+                f"Top {_commas(beyond)} at batch 1: {FREQUENCY} and {RANDOM} may guess as many units, the others only "
                 f"the {trace.top_k} that they name."
             )
+
+
+def _commas(numbers: Iterable[int]) -> str:
+    return ", ".join(map(str, numbers))

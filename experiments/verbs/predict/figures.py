@@ -38,7 +38,7 @@ def drawings(results: pd.DataFrame, title: str = "") -> list[Drawing]:
     if len(busiest):
         caption = "Recall of the busiest units by batch size, one layer ahead"
         found.append(made(BY_BATCH, caption, by_batch, busiest, busiest))
-    if results["ahead"].nunique() > 1:
+    if results["ahead"].nunique() > 1 and _tops(whole).any():
         shown = pd.concat([part for _, part in _ahead_panels(whole)])
         found.append(made(BY_AHEAD, "Recall by layers ahead", by_ahead, whole, shown))
     cosines = results[(results["metric"] == "cosine") & (results["layer"] != "all")]

@@ -6,13 +6,11 @@ import pandas as pd
 
 from dali.experiments.output.wording import listed
 
-COLUMNS = {"predictor", "ahead", "batch", "phase", "metric", "layer", "value", "low", "high", "gain"}
-
 
 def sentences(results: pd.DataFrame) -> list[str]:
     """The best predictor of a token's experts by distance, and its lead.
 
-    results  columns `COLUMNS`; intervals are of 95 %
+    results  of `Evaluation.results`; intervals are of 95 %
     """
     part = results[(results["metric"] == "recall_topk") & (results["layer"] == "all")]
     part = part[part["batch"] == part["batch"].min()]

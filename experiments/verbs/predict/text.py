@@ -1,24 +1,19 @@
-"""What `dali predict` says: printed table, summary.md and summary.json from a table of results."""
+"""What `dali predict` says: printed table, document and summary.json from a table of results."""
 
 from __future__ import annotations
 
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from dali.experiments.output.folder import stamp
-from dali.experiments.output.text import table
-
-if TYPE_CHECKING:
-    from dali.experiments.verbs.predict.evaluation import Evaluation
-
+from dali.experiments.output.document import Document, Paragraph, Picture, Section, Table
+from dali.experiments.verbs.predict.evaluation import ALL, COSINE, PER_TOKEN, Evaluation
 
 SHOWN = (1, 8, 32)  # batch sizes of the printed table
-PER_TOKEN, COSINE, ALL = "recall_topk", "cosine", "all"
 DEFINITIONS = """\
 Recall of a token's experts: share of the true ids among the predicted ones. Recall of the top n by workload: of the n
 units with the largest predicted workload of the batch, the share whose true workload is at least the n-th largest;
@@ -73,7 +68,7 @@ def as_json(results: pd.DataFrame, evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def overview(results: pd.DataFrame, evaluation: Evaluation) -> str:
+def overview(results: pd.DataFrame, evaluation: Evaluation) -> Table:
     """One layer ahead: per token, the busiest units by batch size, cosine."""
     usual = [batch for batch in SHOWN if batch in evaluation.groups]
     batches = usual if len(usual) > 1 else list(evaluation.groups)[:3]
@@ -99,14 +94,14 @@ def _table(
     columns: Mapping[str, Column],
     cell: Callable[[Any], str] | None = None,
     first: str = "predictor",
-) -> str:
+) -> Table:
     """A row for each name, all layers together; a dash where a predictor has no such number."""
     whole = results[results["layer"] == ALL]
     cells = []
     for metric, batch, ahead in columns.values():
         part = whole[(whole["metric"] == metric) & (whole["ahead"] == ahead) & (whole["batch"] == batch)]
         cells.append({row.predictor: (cell or _value)(row) for row in part.itertuples()})
-    return table([first, *columns], [[name, *(column.get(name, "–") for column in cells)] for name in names])
+    return Table([first, *columns], [[name, *(column.get(name, "–") for column in cells)] for name in names])
 
 
 def _value(row: Any) -> str:
@@ -138,8 +133,8 @@ def notes(evaluation: Evaluation) -> list[str]:
     return [*evaluation.notes, *published(evaluation.trace.metadata.model)]
 
 
-def summary(title: str, drawn: Sequence[str], results: pd.DataFrame, evaluation: Evaluation) -> str:
-    """summary.md."""
+def document(title: str, drawn: Sequence[str], results: pd.DataFrame, evaluation: Evaluation) -> Document:
+    """All of it; `drawn` are the files of the figures."""
     names, distances, batches = evaluation.names, evaluation.distances, list(evaluation.groups)
     top_k, sizes = evaluation.trace.top_k, evaluation.settings.sizes
     tables = {
@@ -158,19 +153,10 @@ def summary(title: str, drawn: Sequence[str], results: pd.DataFrame, evaluation:
         tables["Cosine of predicted and true gate input, mean over whole sequences"] = _table(
             results, list(evaluation.recorded), {f"{ahead} ahead": (COSINE, 0, ahead) for ahead in distances}
         )
-    parts = [
-        f"# Recall of predictors: {title}",
-        "\n".join(f"- {line}" for line in [*about(evaluation), *notes(evaluation)]),
-        "Recall in per cent, all layers together, 95 % interval in brackets.",
-        overview(results, evaluation),
-        DEFINITIONS,
-        "\n\n".join(f"![{name}]({name})" for name in drawn),
-        *(f"## {head}\n\n{body}" for head, body in tables.items()),
-        stamp(),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def listed(numbers: Sequence[int]) -> str:
-    """Numbers with commas."""
-    return ", ".join(map(str, numbers))
+    said = Paragraph("Recall in per cent, all layers together, 95 % interval in brackets.")
+    return Document(
+        f"Recall of predictors: {title}",
+        [*about(evaluation), *notes(evaluation)],
+        [said, overview(results, evaluation), Paragraph(DEFINITIONS), *map(Picture, drawn)],
+        [Section(heading, [table]) for heading, table in tables.items()],
+    )

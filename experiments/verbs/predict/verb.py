@@ -7,7 +7,7 @@ import json
 from omegaconf import DictConfig
 
 from dali.experiments.drawing.figure import save_all
-from dali.experiments.output.folder import finished, folder
+from dali.experiments.output.folder import folder
 from dali.experiments.settings import read
 from dali.experiments.settings.objects import make
 from dali.experiments.verbs.predict import figures, text
@@ -23,17 +23,15 @@ def run(config: DictConfig, overrides: list[str]) -> None:
     if isinstance(trace, Workload):
         raise InputError("trace: found a workload of counts, expected a trace with the experts of every token")
     evaluation = Evaluation(trace, settings)
-    with folder(read.text(config, "output"), "predict", config) as place:
+    with folder(read.text(config, "output"), "predict", config, overrides) as made:
         results = evaluation.results()
-        results.to_parquet(place / "results.parquet", index=False)
+        results.to_parquet(made.place / "results.parquet", index=False)
         title = f"{trace.metadata.model}, {settings.phase}"
-        drawn = save_all(figures.drawings(results, title), place)
-        summary = text.summary(title, drawn, results, evaluation)
-        (place / "summary.md").write_text(summary, encoding="utf-8")
+        drawn = save_all(figures.drawings(results, title), made.place)
+        made.document = text.document(title, drawn, results, evaluation)
         as_json = text.as_json(results, evaluation)
-        (place / "summary.json").write_text(json.dumps(as_json, indent=1) + "\n", encoding="utf-8")
-        final = finished(place)
-    lines = [f"Recall of predictors: {title}", *text.about(evaluation)]
+        (made.place / "summary.json").write_text(json.dumps(as_json, indent=1) + "\n", encoding="utf-8")
+    lines = [made.document.title, *text.about(evaluation)]
     lines += [f"Note: {note}" for note in text.notes(evaluation)]
-    print("\n".join([*lines, "", text.overview(results, evaluation), "", f"Results: {final}"]))
+    print("\n".join([*lines, "", text.overview(results, evaluation).markdown(), "", f"Results: {made.final}"]))
     print(f"Figures there: {', '.join(drawn)}")

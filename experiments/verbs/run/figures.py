@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from dali.experiments.drawing.busy import BUSY, busy_panel
+from dali.experiments.drawing.busy import busy_panel
 from dali.experiments.drawing.figure import BATCH_COLOURS, Drawing, bare
+from dali.experiments.output.columns import BUSY
 
 SPEED = ["tokens_per_s", "tokens_per_s_min", "tokens_per_s_max"]
 

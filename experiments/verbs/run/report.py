@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from dali.experiments.output.text import number, share, table
-from dali.policies.columns import DECODE, KINDS, METRICS, PHASES, PLANNER, PREFILL
+from dali.experiments.output.columns import BYTES, LINK
+from dali.experiments.output.document import Table
+from dali.experiments.output.summary import MeasuredSteps, ratio, seconds, totals, work
+from dali.experiments.output.text import number, share
+from dali.policies.columns import DECODE, KINDS, PHASES, PLANNER, PREFILL
 
 if TYPE_CHECKING:
     from dali.experiments.verbs.run.once import Timing
@@ -50,42 +53,23 @@ def _spread(speeds: Sequence[float]) -> dict[str, float]:
 
 def _metrics(outcome: PolicyRun, phase: str, copy_bandwidth: float, host_bandwidth: float) -> dict[str, float]:
     """Shares are of the time inside forward passes; what lies between them (drawing a token) is not in it."""
-    columns = outcome.columns
-    which = columns["phase"] == phase
-    seconds = float((columns["end"] - columns["start"])[which].sum())
-    total = {name: float(columns[name][which].sum()) for name in (*METRICS, PLANNER)}
-    absent = total["lookups"] - total["hits"] - total["late"]
-    wanted = total["staged"] + absent
-    copied, linked = (sum(total[f"{what}_{kind}"] for kind in KINDS) for what in ("bytes", "link"))
-    steps = int(which.sum())
-    link = _ratio(copied, linked)
-    host = _ratio(total["cpu_units"] * outcome.unit_bytes, total["cpu_busy"])
+    steps = MeasuredSteps(outcome.columns, outcome.layers, outcome.slices)
+    count, duration, total = int((steps.columns["phase"] == phase).sum()), seconds(steps, phase), totals(steps, phase)
+    link = ratio(sum(total[name] for name in BYTES), sum(total[name] for name in LINK))
+    host = ratio(total["cpu_units"] * outcome.unit_bytes, total["cpu_busy"])
     return {
         "slices": outcome.slices,
         "slots": outcome.slots,
-        "steps": steps,
-        "seconds": seconds,
-        "moe_time": total["moe_time"],
-        "gpu_busy": _ratio(total["gpu_busy"], seconds),
-        "cpu_busy": _ratio(total["cpu_busy"], seconds),
-        **{f"link_{kind}": _ratio(total[f"link_{kind}"], seconds) for kind in KINDS},
-        **{f"bytes_{kind}": total[f"bytes_{kind}"] for kind in KINDS},
-        **{f"copies_{kind}": total[f"copies_{kind}"] for kind in KINDS},
-        "hit_rate": _ratio(total["hits"], total["lookups"]),
-        "prefetch_recall": _ratio(total["staged"], wanted),
-        "gpu_share": _ratio(total["gpu_units"], total["lookups"]),
-        "imbalance": _ratio(total["imbalance"], steps * outcome.layers),
-        "planner_share": _ratio(total["planner"], seconds),
-        "planner_us": _ratio(total["planner"], steps * outcome.layers) * 1e6,
+        "steps": count,
+        "seconds": duration,
+        **work(steps, phase),
+        "planner_share": ratio(total[PLANNER], duration),
+        "planner_us": ratio(total[PLANNER], count * outcome.layers) * 1e6,
         "link_gbs": link / 1e9,
         "copy_bandwidth_share": link / copy_bandwidth,
         "cpu_gbs": host / 1e9,
         "host_bandwidth_share": host / host_bandwidth,
     }
-
-
-def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole else float("nan")
 
 
 # ---- run.json --------------------------------------------------------------------------------------
@@ -146,7 +130,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 # ---- for people ------------------------------------------------------------------------------------
 
 
-def overview(results: pd.DataFrame) -> str:
+def overview(results: pd.DataFrame) -> Table:
     """Speeds of both phases and what happened in the later of them."""
     header = ["policy", "prefill tokens/s", "decode tokens/s", "hits", "GPU busy", "CPU busy", "link busy", "planner"]
     header += ["link of its bandwidth", *(f"GB {kind}" for kind in KINDS)]
@@ -158,11 +142,11 @@ def overview(results: pd.DataFrame) -> str:
         if last["slots"] != last["slots"]:
             body.append([str(name), *speeds, *["–"] * 9])
             continue
-        link = sum(last[f"link_{kind}"] for kind in KINDS)
+        link = sum(last[name] for name in LINK)
         shares = [last["hit_rate"], last["gpu_busy"], last["cpu_busy"], link, last["planner_share"]]
-        copied = [number(part[f"bytes_{kind}"].sum() / 1e9) for kind in KINDS]
+        copied = [number(part[name].sum() / 1e9) for name in BYTES]
         body.append([str(name), *speeds, *map(share, shares), share(last["copy_bandwidth_share"]), *copied])
-    return table(header, body)
+    return Table(header, body)
 
 
 def _with_spread(row: Any) -> str:
@@ -171,7 +155,7 @@ def _with_spread(row: Any) -> str:
     return f"{number(row['tokens_per_s'])} ({number(row['tokens_per_s_min'])}–{number(row['tokens_per_s_max'])})"
 
 
-def details(results: pd.DataFrame, phase: str) -> str:
+def details(results: pd.DataFrame, phase: str) -> Table:
     """The other metrics of a phase."""
     header = ["policy", "steps", "on GPU", "prefetch recall", "imbalance", "planner us/layer", "link GB/s", "CPU GB/s"]
     part = results[(results["phase"] == phase) & results["slots"].notna()]
@@ -184,4 +168,4 @@ def details(results: pd.DataFrame, phase: str) -> str:
         ]
         for _, row in part.iterrows()
     ]
-    return table(header, body)
+    return Table(header, body)

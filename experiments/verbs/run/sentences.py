@@ -1,4 +1,4 @@
-"""What a run on a machine says, and what its comparison with the simulator says, in a few plain sentences."""
+"""What a run on a machine says, in a few plain sentences."""
 
 from __future__ import annotations
 
@@ -7,17 +7,13 @@ from collections.abc import Mapping
 import pandas as pd
 
 from dali.experiments.output.text import number
-from dali.experiments.output.wording import LINK, busiest, listed, phases, runnable
-
-RUN = {"policy", "phase", "runs", "tokens_per_s", "tokens_per_s_min", "tokens_per_s_max", "slots"} | {
-    "knows_future", "gpu_busy", "cpu_busy", *LINK, "planner_share", "copy_bandwidth_share",
-}  # fmt: skip
+from dali.experiments.output.wording import busiest, listed, phases, runnable
 
 
 def run(results: pd.DataFrame, about: object = None) -> list[str]:
     """For each phase the fastest policy, its lead, what ran beside it, and the busiest machine.
 
-    results  columns `RUN`, a row a policy and phase, rows without `slots` being other ways to run the model
+    results  of `report.rows`, a row a policy and phase, rows without `slots` being other ways to run the model
     about    run.json; its `device` says whether there was a GPU
     """
     said = [_ran(results[results["phase"] == phase]) for phase in phases(results)]

@@ -9,9 +9,12 @@ import pandas as pd
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from dali.experiments.output.folder import finished, folder, stamp
+from dali.experiments.output.document import Document, Items, Paragraph, Section
+from dali.experiments.output.folder import folder
 from dali.experiments.output.text import number
+from dali.experiments.verbs.run import report
 from dali.experiments.verbs.run.plan import RunPlan, load_torch
+from dali.policies.columns import PHASES
 
 
 def run(config: DictConfig, overrides: list[str]) -> None:
@@ -19,10 +22,9 @@ def run(config: DictConfig, overrides: list[str]) -> None:
     plan = RunPlan(config, overrides)
     live = load_torch()
     session = live.Session(plan)
-    with folder(config.output, "run", config) as place:
+    with folder(config.output, "run", config, overrides) as made:
+        place = made.place
         outcomes = _run_all(plan, live, session, place)
-        from dali.experiments.verbs.run import report
-
         copying, reading = session.bandwidths()
         prompt = session.ids.numel()
         parts = [report.rows(each, prompt, plan.lengths.batch, copying, reading) for each in outcomes]
@@ -35,11 +37,10 @@ def run(config: DictConfig, overrides: list[str]) -> None:
         report.write_json(place / "run.json", {**report.headline(results), **about, "machine": machine})
         title = f"{about['model']} on {machine['cpu' if about['device'] == 'cpu' else 'gpu']}"
         lines, notes = _inputs(about), _notes(plan, session)
-        summary = _summary(title, [*lines, *notes], report, results, machine)
-        (place / "summary.md").write_text(summary, encoding="utf-8")
-        final = finished(place)
-    print("\n".join(["", title, *lines, *(f"Note: {note}" for note in notes), "", report.overview(results), ""]))
-    print(f"Results: {final}\nTimelines there, for ui.perfetto.dev: *.timeline.json.gz")
+        made.document = _document(title, [*lines, *notes], results, machine)
+    table = report.overview(results).markdown()
+    print("\n".join(["", title, *lines, *(f"Note: {note}" for note in notes), "", table, ""]))
+    print(f"Results: {made.final}\nTimelines there, for ui.perfetto.dev: *.timeline.json.gz")
 
 
 def _run_all(plan: RunPlan, live: Any, session: Any, place: Path) -> list[Any]:
@@ -130,18 +131,16 @@ def _notes(plan: RunPlan, session: Any) -> list[str]:
     return notes
 
 
-def _summary(title: str, lines: list[str], report: Any, results: pd.DataFrame, machine: dict[str, Any]) -> str:
-    phases = [phase for phase in report.PHASES if phase in set(results["phase"])]
-    parts = [
-        f"# {title}",
-        "\n".join(f"- {line}" for line in lines),
+def _document(title: str, lines: list[str], results: pd.DataFrame, machine: dict[str, Any]) -> Document:
+    about = Paragraph(
         "Speeds are as a user sees them: prompt to first token, and between tokens, drawing them included; the median "
         "of the runs (lowest–highest). Hits and busy shares are those of decode, of the time inside forward passes; GB "
         "are those of all runs. `link of its bandwidth`: bytes over the time in which the link was busy, over the "
-        "speed of large copies.",
-        report.overview(results),
-        *(f"## {phase.capitalize()}\n\n{report.details(results, phase)}" for phase in phases),
-        "\n".join(f"- {name}: {value}" for name, value in machine.items() if value),
-        stamp(),
-    ]
-    return "\n\n".join(parts) + "\n"
+        "speed of large copies."
+    )
+    phases = [phase for phase in PHASES if phase in set(results["phase"])]
+    *before, last = (Section(phase.capitalize(), [report.details(results, phase)]) for phase in phases)
+    known = Items([f"{name}: {value}" for name, value in machine.items() if value])
+    return Document(
+        title, lines, [about, report.overview(results)], [*before, Section(last.heading, [*last.blocks, known])]
+    )

@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from dali.experiments.drawing.figure import Drawing, bare
+from dali.experiments.output.columns import SHARES
 from dali.experiments.verbs.sweep.job import replacing
 from dali.experiments.verbs.sweep.points import Experiment, Label, View
-from dali.experiments.verbs.sweep.views import SHARES, caption, means, panels, shown, winners
+from dali.experiments.verbs.sweep.views import caption, means, panels, shown, winners
 
 # Okabe and Ito's palette, which readers with any colour vision can tell apart, and others for experiments with more.
 COLOURS = (

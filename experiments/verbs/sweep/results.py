@@ -11,12 +11,14 @@ from typing import Any
 
 import pandas as pd
 
-from dali.experiments.output.folder import stamp
-from dali.experiments.output.text import number, share, table
+from dali.experiments.output.columns import SHARES
+from dali.experiments.output.document import Block, Document, Items, Paragraph, Picture, Section, Table, markdown
+from dali.experiments.output.folder import CONFIG, described, stamp
+from dali.experiments.output.text import number, share
 from dali.experiments.verbs.sweep import figures
 from dali.experiments.verbs.sweep.job import replacing
 from dali.experiments.verbs.sweep.points import Experiment, Figure, Label, Point, View
-from dali.experiments.verbs.sweep.views import SHARES, caption, means, panels, shown, winners
+from dali.experiments.verbs.sweep.views import caption, means, panels, shown, winners
 
 
 @dataclass(frozen=True)
@@ -134,16 +136,16 @@ def write(
     command: str,
     config: str,
 ) -> str:
-    """Write results.parquet, summary.md, summary.json, config.yaml and figures, each whole; what to print."""
+    """Write results, figures, configuration, document and manifest, each file whole; what to print."""
     place.mkdir(parents=True, exist_ok=True)
     with replacing(place / "results.parquet") as temporary:
         results.to_parquet(temporary, index=False)
-    parts, about = [], []
+    sections, about = [], []
     for experiment in experiments:
         rows = results[results["experiment"] == experiment.name] if len(results) else results
         drawn = figures.save(experiment, rows, place) if len(rows) else []
         compared = beside(experiment, results) if len(rows) else []
-        parts.append(_section(experiment, rows, compared, drawn))
+        sections.append(_section(experiment, rows, compared, drawn))
         about.append(
             {
                 "name": experiment.name,
@@ -154,16 +156,18 @@ def write(
                 "figures": drawn,
             }
         )
-    failed = "".join(f"\n- {_where(each)}: {each['error']}" for each in failures)
-    ending = [f"## Failed points ({len(failures)})\n{failed}"] if failures else []
-    text = "\n\n".join([f"# {place.name}", f"`{command}`", *parts, *ending, stamp()]) + "\n"
+    if failures:
+        failed = Items([f"{_where(each)}: {each['error']}" for each in failures])
+        sections.append(Section(f"Failed points ({len(failures)})", [failed]))
     summary = {"command": command, "experiments": about, "failures": list(failures), "versions": stamp()}
     # JSON has no NaN.
     plain = json.dumps(_no_nan(summary), indent=2, allow_nan=False) + "\n"
-    for name, content in (("summary.md", text), ("summary.json", plain), ("config.yaml", config)):
+    document = Document(place.name, blocks=[Paragraph(f"`{command}`")], sections=sections)
+    texts = {"summary.json": plain, CONFIG: config, **described(place, "sweep", command, document)}
+    for name, content in texts.items():
         with replacing(place / name) as temporary:
             temporary.write_text(content, encoding="utf-8")
-    return "\n\n".join([*parts, *ending, f"Results: {place}"])
+    return f"{markdown(sections)}\n\nResults: {place}"
 
 
 def _no_nan(value: Any) -> Any:
@@ -179,17 +183,17 @@ def _where(failure: Mapping[str, Any]) -> str:
     return f"{failure['experiment']} ({axes})" if axes else str(failure["experiment"])
 
 
-def _section(experiment: Experiment, rows: pd.DataFrame, compared: list[Beside], drawn: list[str]) -> str:
-    parts = [f"## {experiment.title}", f"Source: {experiment.source}"]
+def _section(experiment: Experiment, rows: pd.DataFrame, compared: list[Beside], drawn: list[str]) -> Section:
+    blocks: list[Block] = [Paragraph(f"Source: {experiment.source}")]
     if compared:
-        parts.append(_beside_table(compared, experiment.own))
+        blocks.append(_beside_table(compared, experiment.own))
     if experiment.differs:
-        parts.append(" ".join(experiment.differs.split()))
+        blocks.append(Paragraph(" ".join(experiment.differs.split())))
     if len(rows):
-        parts += [tables(view, rows) for view in experiment.views]
-        parts.append("\n\n".join(f"![{name}]({name})" for name in drawn))
-        parts += [f"Note: {note}" for note in _notes(rows)]
-    return "\n\n".join(part for part in parts if part)
+        blocks += [table for view in experiment.views for table in tables(view, rows)]
+        blocks += [Picture(name) for name in drawn]
+        blocks += [Paragraph(f"Note: {note}") for note in _notes(rows)]
+    return Section(experiment.title, blocks)
 
 
 def _notes(rows: pd.DataFrame) -> list[str]:
@@ -201,13 +205,13 @@ def _notes(rows: pd.DataFrame) -> list[str]:
     return [first + (f" ({len(others)} more points alike.)" if others else "") for first, *others in kinds.values()]
 
 
-def _beside_table(compared: list[Beside], own: str | None) -> str:
+def _beside_table(compared: list[Beside], own: str | None) -> Table:
     rows = [[each.what, number(each.paper), number(each.ours), _range(each), number(each.ratio)] for each in compared]
     header = ["", "paper", "ours", "from – to", "ours/paper"]
     if own is not None:
         header.append(f"{own} in its place")
         rows = [[*row, number(each.own)] for row, each in zip(rows, compared, strict=True)]
-    return table(header, rows)
+    return Table(header, rows)
 
 
 def _range(each: Beside) -> str:
@@ -218,27 +222,27 @@ def _range(each: Beside) -> str:
     )
 
 
-def tables(view: View, rows: pd.DataFrame) -> str:
+def tables(view: View, rows: pd.DataFrame) -> list[Table]:
     """A view as tables: a row a line, a column a value of x, means over what is left; one table a panel."""
-    parts = []
+    found = []
     for panel, part in panels(view, shown(view, rows)):
         name = caption(view) + ("" if panel is None else f", {view.panel} {panel}".replace("_", " "))
-        parts.append(f"{name}\n\n{_winners(view, part) if view.kind == 'winner' else _grid(view, part)}")
-    return "\n\n".join(parts)
+        found.append(_winners(view, part, name) if view.kind == "winner" else _grid(view, part, name))
+    return found
 
 
-def _grid(view: View, rows: pd.DataFrame) -> str:
+def _grid(view: View, rows: pd.DataFrame, name: str) -> Table:
     show = share if view.metric in SHARES else number
     found = means(view, rows)
     header = [view.line, *(f"{view.x} {label}" for label in found.columns)]
-    return table(header, [[str(line), *map(show, found.loc[line])] for line in found.index])
+    return Table(header, [[str(line), *map(show, found.loc[line])] for line in found.index], name)
 
 
-def _winners(view: View, rows: pd.DataFrame) -> str:
+def _winners(view: View, rows: pd.DataFrame, name: str) -> Table:
     who, lead = winners(view, rows)
     header = [view.line, *(f"{view.x} {label}" for label in who.columns)]
     cells = [
-        [str(line), *(f"{name} ({times:.2f}x)" for name, times in zip(who.loc[line], lead.loc[line], strict=True))]
+        [str(line), *(f"{best} ({times:.2f}x)" for best, times in zip(who.loc[line], lead.loc[line], strict=True))]
         for line in who.index
     ]
-    return table(header, cells)
+    return Table(header, cells, name)

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from dali.experiments.output.text import number, table
+from dali.experiments.output.document import Table
+from dali.experiments.output.text import number
 from dali.experiments.output.wording import LEVEL, listed, span
 from dali.experiments.verbs.sweep.points import Experiment, View
 from dali.experiments.verbs.sweep.views import shown
 
-COLUMNS = {"experiment", "policy", "entry", "phase", "seed", "tokens_per_s"}
 BESIDE = ["experiment", "what", "paper", "ours", "least", "most", "ratio"]
 # Who wins by a metric: whether less is better, and the words for it.
 WINS = {
@@ -26,14 +26,16 @@ _NEAR = 0.1  # ours and the paper's closer than this share are called near
 
 
 def has(experiment: Experiment, rows: pd.DataFrame) -> bool:
-    """Whether the rows have all columns of the experiment's views."""
+    """Whether the rows have all columns of the experiment's views, and numbers for their metrics."""
     wanted = {
         column
         for view in experiment.views
         for column in (view.metric, view.x, view.line, view.panel, *view.where)
         if column is not None
     }
-    return wanted <= set(rows.columns)
+    if not wanted <= set(rows.columns):
+        return False
+    return all(pd.api.types.is_numeric_dtype(rows[view.metric].dtype) for view in experiment.views)
 
 
 def beside(summary: object) -> pd.DataFrame:
@@ -50,10 +52,10 @@ def beside(summary: object) -> pd.DataFrame:
     return found.astype(dict.fromkeys(BESIDE[2:], float)).dropna(subset=["ratio"])
 
 
-def headline(figures: pd.DataFrame) -> str:
-    """The paper's figures beside ours, Markdown."""
+def headline(figures: pd.DataFrame) -> list[Table]:
+    """The paper's figures beside ours; no table without them."""
     if figures.empty:
-        return ""
+        return []
     rows = [
         [
             row["what"],
@@ -63,9 +65,8 @@ def headline(figures: pd.DataFrame) -> str:
         ]
         for row in figures.to_dict("records")
     ]
-    return "The paper's figures beside ours, and the least and the most over the points.\n\n" + table(
-        ["figure", "paper", "ours", "ours/paper", "from – to", "experiment"], rows
-    )
+    header = ["figure", "paper", "ours", "ours/paper", "from – to", "experiment"]
+    return [Table(header, rows, "The paper's figures beside ours, and the least and the most over the points.")]
 
 
 def sentences(experiments: Sequence[tuple[Experiment, pd.DataFrame]], figures: pd.DataFrame) -> list[str]:

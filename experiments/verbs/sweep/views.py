@@ -6,20 +6,6 @@ import pandas as pd
 
 from dali.experiments.verbs.sweep.points import Label, View
 
-# Metrics between 0 and 1, which are shown in per cent.
-SHARES = {
-    "hit_rate",
-    "prefetch_recall",
-    "prefetch_used",
-    "predictor_recall",
-    "planning",
-    "imbalance",
-    "gpu_share",
-    "cache_share",
-    "gpu_busy",
-    "cpu_busy",
-}
-
 
 def shown(view: View, rows: pd.DataFrame) -> pd.DataFrame:
     """The rows that a view is about."""

@@ -7,7 +7,6 @@ import json
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -15,10 +14,8 @@ from matplotlib.figure import Figure
 
 from dali.experiments.drawing import timeline
 from dali.experiments.drawing.figure import BATCH_COLOURS, Drawing, save_all
+from dali.experiments.verbs.validate.sides import Side
 from dali.policies.columns import DECODE
-
-if TYPE_CHECKING:  # it needs torch, which a report on a results folder does not
-    from dali.experiments.verbs.validate.sides import Side
 from dali.sim.timeline import Spans
 from dali.traces.files import replacing
 

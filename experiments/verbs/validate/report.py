@@ -9,10 +9,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import kendalltau
 
-from dali.experiments.output.text import number, table
-from dali.experiments.verbs.validate.runs import (
-    RanAndSimulated,
-)
+from dali.experiments.output.document import Section, Table
+from dali.experiments.output.text import number
+from dali.experiments.verbs.validate.runs import RanAndSimulated
 from dali.experiments.verbs.validate.sides import TERMS, Agreement, Side, agreement, has_early_copies
 from dali.policies.columns import PHASES
 
@@ -100,22 +99,18 @@ class Report:
         )
         return f"{best.policy}, {best.setting}", best.ran[0], best.simulated
 
-    def text(self) -> list[str]:
+    def sections(self) -> list[Section]:
         """Tables for people."""
         found = self.table()
+        by_phase = [(phase, found[found["phase"] == phase]) for phase in PHASES if phase in set(found["phase"])]
         return [
-            "## What must be equal\n\n" + self._equality(),
-            *(
-                f"## {phase.capitalize()}: milliseconds a step\n\n{_times(found[found['phase'] == phase])}"
-                for phase in PHASES
-                if phase in set(found["phase"])
-            ),
-            "## Ranking of the policies\n\n" + self._ranking(),
-            "## Where the time error comes from\n\nMilliseconds a step, simulated minus measured, by machine.\n\n"
-            + _terms(found),
+            Section("What must be equal", [self._equality()]),
+            *(Section(f"{phase.capitalize()}: milliseconds a step", [_times(part)]) for phase, part in by_phase),
+            Section("Ranking of the policies", [self._ranking()]),
+            Section("Where the time error comes from", [_terms(found)]),
         ]
 
-    def _equality(self) -> str:
+    def _equality(self) -> Table:
         rows = []
         for each, agreed in zip(self._outcomes, self._agreements, strict=True):
             timed = has_early_copies([each.simulated, *each.ran])
@@ -143,13 +138,14 @@ class Report:
             "differ between repeats",
             "first difference",
         ]
-        return (
+        caption = (
             "Log replays: a fresh planner, told what the executor reported, decides the same, so that whatever differs "
             "from the simulation does so because copies landed at other times. Where nothing is copied early, all must "
-            "be equal.\n\n" + table(head, rows)
+            "be equal."
         )
+        return Table(head, rows, caption)
 
-    def _ranking(self) -> str:
+    def _ranking(self) -> Table:
         rows = []
         found = self.table()
         for phase in PHASES:
@@ -157,7 +153,7 @@ class Report:
                 part = found[(found["phase"] == phase) & (found["setting"] == setting)]
                 order = [" < ".join(part.sort_values(c)["policy"]) for c in ("measured", "simulated")]
                 rows.append([setting, phase, "–" if tau != tau else f"{tau:.2f}", *order])
-        return table(["setting", "phase", "Kendall tau", "measured, fastest first", "simulated"], rows)
+        return Table(["setting", "phase", "Kendall tau", "measured, fastest first", "simulated"], rows)
 
 
 def tau(measured: np.ndarray, simulated: np.ndarray) -> float:
@@ -202,7 +198,7 @@ def _row(each: RanAndSimulated, phase: str, agreed: Agreement) -> dict[str, Any]
     }
 
 
-def _times(found: pd.DataFrame) -> str:
+def _times(found: pd.DataFrame) -> Table:
     head = [
         "policy",
         "setting",
@@ -228,10 +224,10 @@ def _times(found: pd.DataFrame) -> str:
         ]
         for _, row in found.iterrows()
     ]
-    return table(head, rows)
+    return Table(head, rows)
 
 
-def _terms(found: pd.DataFrame) -> str:
+def _terms(found: pd.DataFrame) -> Table:
     rows = [
         [
             row["policy"],
@@ -242,4 +238,5 @@ def _terms(found: pd.DataFrame) -> str:
         ]
         for _, row in found.iterrows()
     ]
-    return table(["policy", "setting", "phase", *(f"{name} (measured)" for name in TERMS), "largest"], rows)
+    header = ["policy", "setting", "phase", *(f"{name} (measured)" for name in TERMS), "largest"]
+    return Table(header, rows, "Milliseconds a step, simulated minus measured, by machine.")

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import pandas as pd
 
-from dali.experiments.output.text import table
+from dali.experiments.output.document import Table
 from dali.experiments.output.wording import listed, phases, span
-
-VALIDATE = {"policy", "setting", "phase", "measured", "simulated", "error", "mape", "spread", "largest"}
 
 
 def validate(results: pd.DataFrame) -> list[str]:
     """For each phase the error by policy, its sign, the spread of what was measured, and the largest term.
 
-    results  columns `VALIDATE`, a row a policy, setting and phase
+    results  of `report.Report.table`, a row a policy, setting and phase
     """
     said = []
     for phase in phases(results):
@@ -35,9 +33,9 @@ def validate(results: pd.DataFrame) -> list[str]:
     return said
 
 
-def errors(results: pd.DataFrame) -> str:
-    """Signed error and mean absolute error of a step, a table a phase, Markdown."""
-    parts = []
+def errors(results: pd.DataFrame) -> list[Table]:
+    """Signed error and mean absolute error of a step, a table a phase."""
+    tables = []
     for phase in phases(results):
         part = results[results["phase"] == phase]
         settings = list(dict.fromkeys(part["setting"]))
@@ -46,8 +44,6 @@ def errors(results: pd.DataFrame) -> str:
             each = own.set_index("setting")[["error", "mape"]].reindex(settings)
             cells = ["–" if error != error else f"{error:+.1%} ({mape:.1%})" for error, mape in each.to_numpy()]
             rows.append([str(policy), *cells])
-        parts.append(
-            f"{phase.capitalize()}, error of the simulated time (in brackets the mean of a step's, unsigned)\n\n"
-            + table(["policy", *settings], rows)
-        )
-    return "\n\n".join(parts)
+        caption = f"{phase.capitalize()}, error of the simulated time (in brackets the mean of a step's, unsigned)"
+        tables.append(Table(["policy", *settings], rows, caption))
+    return tables

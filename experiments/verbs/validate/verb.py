@@ -12,7 +12,8 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from dali.experiments.models.subject import arena, cpu_threads, subject
-from dali.experiments.output.folder import finished, folder, stamp
+from dali.experiments.output.document import Document
+from dali.experiments.output.folder import folder, stamp
 from dali.experiments.profiles import load
 from dali.experiments.scene import Scene, with_predictors
 from dali.experiments.settings import read
@@ -48,7 +49,8 @@ def run(config: DictConfig, overrides: list[str]) -> None:
     cut = _with_predictors(cut, config, makers, notes)
     _check_room(machine, plan, makers)
     outcomes: list[RanAndSimulated] = []
-    with folder(read.text(config, "output"), "validate", config) as place:
+    with folder(read.text(config, "output"), "validate", config, overrides) as made:
+        place = made.place
         moved = [speed(machine)]
         total = len(plan.settings) * len(makers) * plan.repeats
         with tqdm(total=total, unit="run", desc="validating", disable=None) as bar:
@@ -69,13 +71,10 @@ def run(config: DictConfig, overrides: list[str]) -> None:
         about |= {"profile": machine.profile.name, "model": title, "machine": machine.profile.machine, "notes": notes}
         (place / "validation.json").write_text(json.dumps(about | report.summary(), indent=1) + "\n", encoding="utf-8")
         figures.save(report.table(), report.shown(), place)
-        lines = "\n".join(f"- {note}" for note in notes)
-        head = f"# {machine.profile.name}: measured against simulated, {title}"
-        text = "\n\n".join(part for part in (head, lines, *report.text(), stamp()) if part)
-        (place / "summary.md").write_text(text + "\n", encoding="utf-8")
-        final = finished(place)
-    print(text)
-    print(f"Results: {final}")
+        head = f"{machine.profile.name}: measured against simulated, {title}"
+        made.document = Document(head, notes, sections=report.sections())
+    print(made.document.markdown(stamp()), end="")
+    print(f"Results: {made.final}")
 
 
 def _moved(when: str, ratios: dict[str, float]) -> str:

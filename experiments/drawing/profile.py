@@ -1,4 +1,4 @@
-"""The figures of `dali calibrate`: points measured, the curves through them, the roofline of the largest point."""
+"""The figures of measured costs: points, the curves through them, the roofline of the largest point."""
 
 from __future__ import annotations
 
