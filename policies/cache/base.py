@@ -287,8 +287,8 @@ class ScoreCache(Cache):
 
     def victim(self, view: LayerView, unit: int, candidates: Ints) -> int | None:
         """The lowest score, unless the unit would enter with one that is not higher."""
+        entry = self.entry(view)  # first: it may bring the scores up to date
         key = int(candidates[np.argmin(self.score[candidates])])
-        entry = self.entry(view)
         return None if entry.size and entry[unit] <= self.score[key] else key
 
     def place(self, view: LayerView) -> None:

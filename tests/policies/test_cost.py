@@ -7,13 +7,13 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-from driving import cost_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dali.policies.costs.objective import gpu_order, makespan, paper_makespan
 from dali.policies.costs.roofline import shared_bandwidth
 from dali.policies.types import InputError, LayerView, Shape, Status
+from dali.testing.worlds import cost_model
 
 ABSENT, LANDING, RESIDENT = Status.ABSENT, Status.LANDING, Status.RESIDENT
 

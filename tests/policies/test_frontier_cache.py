@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from driving import cost_model, random_world
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +13,7 @@ from dali.policies.core.planner import Planner, Policy
 from dali.policies.core.state import STAGING
 from dali.policies.prefetch.simple import NoPrefetch, RandomPrefetch
 from dali.policies.types import Capacity, CopyKind, LayerStep, Shape
+from dali.testing.worlds import cost_model, random_world
 
 # A CPU job of w tokens takes w seconds up to 4 tokens, a GPU job 0.25.
 CPU = np.array([0.0, 1.0, 2.0, 3.0, 4.0])

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from driving import random_world
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +14,7 @@ from dali.policies.core.planner import Planner, Policy
 from dali.policies.costs.model import CostModel, Overheads
 from dali.policies.prefetch.frontier import SavingPrefetch, demand_copies, judge, remember
 from dali.policies.types import Capacity, LayerStep, Shape, Status
+from dali.testing.worlds import random_world
 
 
 class Given:

@@ -8,7 +8,6 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 import pytest
-from driving import cost_model
 
 from dali.policies.assign.fixed import AllGPU
 from dali.policies.cache.classic import LRU
@@ -18,6 +17,7 @@ from dali.policies.core.planner import Planner, Policy
 from dali.policies.core.records import Record
 from dali.policies.prefetch.simple import NoPrefetch
 from dali.policies.types import Bools, Bytes, Capacity, Floats, Ints, Shape
+from dali.testing.worlds import cost_model
 
 
 class Tallies(Record):
