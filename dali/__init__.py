@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dali.by_name import policy as policy
     from dali.live import offload as offload
     from dali.live import record as record
-    from dali.policies.core.planner import Policy as Policy
+    from dali.policies.planner import Policy as Policy
     from dali.policies.types import InputError as InputError
     from dali.simulated import compare as compare
     from dali.simulated import simulate as simulate
@@ -38,7 +38,7 @@ else:
     # Under names that no checker follows: what a module imports decides the version of a sweep's code.
     _PLACES = {
         "InputError": "dali.policies.types",
-        "Policy": "dali.policies.core.planner",
+        "Policy": "dali.policies.planner",
         "Trace": "dali.traces.trace",
         "compare": "dali.simulated",
         "offload": "dali.live",

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from dali.experiments.extras import runtime_modules
 from dali.experiments.settings.compose import configuration
 from dali.experiments.settings.objects import Sized, policy_of
-from dali.policies.core.planner import Policy
 from dali.policies.costs.roofline import ModelShape
+from dali.policies.planner import Policy
 from dali.policies.types import InputError
 
 if TYPE_CHECKING:

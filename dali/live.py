@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dali.by_name import policy as by_name
 from dali.experiments.extras import runtime_modules
-from dali.policies.core.planner import Policy
+from dali.policies.planner import Policy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -16,9 +16,9 @@ from dali.experiments.settings.compose import configuration
 from dali.experiments.settings.shorthand import spelled
 from dali.experiments.verbs.compare.comparison import Comparison
 from dali.policies.columns import METRICS, STEP
-from dali.policies.core.planner import Policy
 from dali.policies.costs.measured import Profile
 from dali.policies.costs.roofline import ModelShape, Platform
+from dali.policies.planner import Policy
 from dali.policies.types import InputError
 from dali.traces.trace import Trace
 from dali.traces.workload import Workload

@@ -10,11 +10,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from dali.experiments.settings.objects import make
 from dali.experiments.settings.read import positive, whole, whole_or_none, wholes
-from dali.policies.core.planner import Policy
 from dali.policies.costs.measured import Geometry, Profile
 from dali.policies.costs.model import CostModel
 from dali.policies.costs.roofline import ModelShape, Platform, roofline
-from dali.policies.costs.slicing import choose_slices
+from dali.policies.planner import Policy
+from dali.policies.slicing import choose_slices
 from dali.policies.types import Floats, InputError, Shape
 from dali.traces.metadata import Metadata
 from dali.traces.profiles import KEPT_PER_LAYER

@@ -11,8 +11,9 @@ import numpy as np
 
 from dali.policies.assign.fixed import AllGPU
 from dali.policies.cache.base import Cache, ScoreCache
-from dali.policies.core.planner import Planner, Policy, replay_log
-from dali.policies.types import AssignmentPolicy, InputError, PrefetchPolicy
+from dali.policies.planner import Planner, Policy, replay_log
+from dali.policies.types import InputError
+from dali.policies.view import AssignmentPolicy, PrefetchPolicy
 from dali.testing.driving import Checked, decisions, drive, full_log, run
 from dali.testing.loops import loops_agree
 from dali.testing.partners import PARTNERS, AnyHints, Makers

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from dali.policies.core.planner import Planner, Policy
 from dali.policies.core.state import STAGING
+from dali.policies.planner import Planner, Policy
 from dali.policies.types import Bytes, Copy, CopyKind, LayerPlan, LayerStep, Status
 from dali.testing.watching import watch
 from dali.testing.worlds import World

@@ -9,10 +9,10 @@ import numpy as np
 
 from dali.policies.assign.fixed import AllGPU
 from dali.policies.cache.base import Cache, ScoreCache
-from dali.policies.core.planner import Policy
 from dali.policies.core.state import STAGING, STAY, State
+from dali.policies.planner import Policy
 from dali.policies.prefetch.predicted import OraclePrefetch
-from dali.policies.types import LayerView
+from dali.policies.view import LayerView
 from dali.testing.driving import run
 from dali.testing.watching import arrays
 from dali.testing.worlds import World, random_world

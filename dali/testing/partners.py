@@ -16,7 +16,8 @@ from dali.policies.cache.workload import WorkloadAware
 from dali.policies.core.state import RESIDENT
 from dali.policies.prefetch.predicted import OraclePrefetch
 from dali.policies.prefetch.simple import NoPrefetch
-from dali.policies.types import Bools, Capacity, Ints, LayerView, Shape
+from dali.policies.types import Bools, Capacity, Ints, Shape
+from dali.policies.view import LayerView
 
 Makers = Mapping[str, Sequence[Callable[[], Any]]]
 

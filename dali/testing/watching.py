@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dali.policies.core.planner import Policy
 from dali.policies.core.state import State
-from dali.policies.types import LayerView
+from dali.policies.planner import Policy
+from dali.policies.view import LayerView
 
 # Where `place` leaves its answer.
 _ANSWER = {"demand_to", "victim_first", "victim_count", "victims"}

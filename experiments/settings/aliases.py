@@ -37,7 +37,7 @@ _MODULES = {
         "GainPrefetch": "dali.policies.prefetch.gain",
     },
     "policies.frontier_prefetch": {"SavingPrefetch": "dali.policies.prefetch.frontier"},
-    "policies.planner": {"Policy": "dali.policies.core.planner"},
+    "policies.planner": {"Policy": "dali.policies.planner"},
     "policies.roofline": {
         "ModelShape": "dali.policies.costs.roofline",
         "Platform": "dali.policies.costs.roofline",

@@ -15,9 +15,9 @@ from dali.experiments.settings import outside
 from dali.experiments.settings.aliases import with_current_targets
 from dali.experiments.settings.compose import configuration, one_line
 from dali.experiments.settings.folders import own_folder
-from dali.policies.core.planner import Policy
 from dali.policies.costs.measured import Profile
 from dali.policies.costs.roofline import Platform
+from dali.policies.planner import Policy
 from dali.policies.types import InputError
 
 PARTS = ("assignment", "prefetch", "cache")

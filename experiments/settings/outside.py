@@ -20,8 +20,9 @@ from omegaconf import OmegaConf
 from dali.experiments.settings.compose import value_of
 from dali.experiments.settings.folders import CONF
 from dali.policies.cache.base import Cache
-from dali.policies.core.planner import Policy
-from dali.policies.types import AssignmentPolicy, InputError, PrefetchPolicy
+from dali.policies.planner import Policy
+from dali.policies.types import InputError
+from dali.policies.view import AssignmentPolicy, PrefetchPolicy
 
 KINDS: dict[str, type] = {
     "policy": Policy,

@@ -16,7 +16,8 @@ from dali.policies.core.jit import kernel
 from dali.policies.core.packing import Packed
 from dali.policies.core.state import RESIDENT, STAGING, STAY, evict, keep_staged, stays, unpack
 from dali.policies.require import require_choice
-from dali.policies.types import Capacity, Floats, InputError, Ints, LayerView, Shape
+from dali.policies.types import Capacity, Floats, InputError, Ints, Shape
+from dali.policies.view import LayerView
 
 SCOPES = ("layer", "global")
 FILLS = ("empty", "random", "popular")

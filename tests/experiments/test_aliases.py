@@ -12,9 +12,9 @@ from dali.experiments.profiles import load
 from dali.experiments.settings.aliases import current, with_current_targets
 from dali.experiments.settings.objects import make
 from dali.policies.cache.workload import WorkloadAware
-from dali.policies.core.planner import Policy
 from dali.policies.costs.measured import Profile
 from dali.policies.costs.roofline import ModelShape, Platform
+from dali.policies.planner import Policy
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 # Every `_target_` of its conf, and that of a profile of `dali calibrate`.

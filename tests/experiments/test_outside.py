@@ -22,7 +22,7 @@ from dali.policies.types import InputError
 CODE = """
 from dali.policies.assign.fixed import AllGPU
 from dali.policies.cache.classic import LRU
-from dali.policies.core.planner import Policy
+from dali.policies.planner import Policy
 from dali.policies.prefetch.simple import NoPrefetch
 
 def make_policy(size=3, scope="layer", names=()):
@@ -121,10 +121,10 @@ def test_the_current_folder_comes_last(here):
         ("plain_module:", "policy: found 'plain_module:', expected module:attribute"),
         (":My", "policy: found ':My', expected module:attribute"),
         ("a-b:My", "policy: found 'a-b:My', expected module:attribute"),
-        ("plain_module:MyCache", "found MyCache, expected a dali.policies.core.planner.Policy"),
-        ("plain_module:LRU scope=layer", "found LRU, expected a dali.policies.core.planner.Policy"),
+        ("plain_module:MyCache", "found MyCache, expected a dali.policies.planner.Policy"),
+        ("plain_module:LRU scope=layer", "found LRU, expected a dali.policies.planner.Policy"),
         ("plain_module:CODE", "found no CODE"),
-        ("plain_module:__name__", "found str, expected a dali.policies.core.planner.Policy"),
+        ("plain_module:__name__", "found str, expected a dali.policies.planner.Policy"),
         ("plain_module:FINISHED size=3", "found settings {'size': 3} for a finished object, expected none"),
         ("plain_module:refuses", "policy plain_module:refuses: not today"),
         ("plain_module:breaks", "policy plain_module:breaks: KeyError: 'gone'"),
@@ -133,7 +133,7 @@ def test_the_current_folder_comes_last(here):
         ("plain_module:make_policy size", "'size': missing EQUAL"),
         ("plain_module:make_policy size=1,2", "'size=1,2': found no single value"),
         ("dali cache=plain_module:make_policy", "cache plain_module:make_policy: found Policy, expected a dali"),
-        ("dali assignment=plain_module:MyCache", "found MyCache, expected a dali.policies.types.AssignmentPolicy"),
+        ("dali assignment=plain_module:MyCache", "found MyCache, expected a dali.policies.view.AssignmentPolicy"),
         ("dali prefetch=plain_module:MyCache prefetch.windo=3", "unexpected keyword argument 'windo'"),
         ("dali cache._target_=plain_module.refuses", "unexpected keyword argument"),
     ],

@@ -14,7 +14,7 @@ from dali.policies.cache.classic import LFU, LRU, Belady
 from dali.policies.cache.fixed import Static, WholeLayers
 from dali.policies.cache.mrs import MRS
 from dali.policies.cache.workload import WorkloadAware
-from dali.policies.core.planner import Planner, Policy
+from dali.policies.planner import Planner, Policy
 from dali.policies.prefetch.simple import NoPrefetch
 from dali.policies.types import NEVER, Capacity, CopyKind, InputError, LayerStep, Shape
 from dali.testing.worlds import cost_model

@@ -26,7 +26,7 @@ from dali.policies.cache.classic import LFU, LRU, Belady
 from dali.policies.cache.fixed import Static
 from dali.policies.cache.mrs import MRS
 from dali.policies.cache.workload import WorkloadAware
-from dali.policies.core.planner import Planner, Policy, replay_log
+from dali.policies.planner import Planner, Policy, replay_log
 from dali.policies.prefetch.gain import GainPrefetch
 from dali.policies.prefetch.predicted import OraclePrefetch, PredictedPrefetch
 from dali.policies.prefetch.simple import FrequencyPrefetch, NextLayer, NoPrefetch, RandomPrefetch

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from dali.policies.assign.fixed import AllCPU, AllGPU
 from dali.policies.cache.frontier import UNKNOWN, SavingCache, expected_saving, next_victim
-from dali.policies.core.planner import Planner, Policy
 from dali.policies.core.state import STAGING
+from dali.policies.planner import Planner, Policy
 from dali.policies.prefetch.simple import NoPrefetch, RandomPrefetch
 from dali.policies.types import Capacity, CopyKind, LayerStep, Shape
 from dali.testing.worlds import cost_model, random_world

@@ -9,8 +9,8 @@ from dali.policies.assign.fixed import AllCPU, AllGPU
 from dali.policies.cache.base import Cache
 from dali.policies.cache.classic import LRU, Belady
 from dali.policies.cache.fixed import Static
-from dali.policies.core.planner import Planner, Policy
 from dali.policies.core.state import STAGING
+from dali.policies.planner import Planner, Policy
 from dali.policies.prefetch.simple import NoPrefetch
 from dali.policies.types import NEVER, Capacity, CopyKind, InputError, LayerStep, Shape, Status
 from dali.testing.worlds import cost_model

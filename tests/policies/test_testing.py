@@ -12,7 +12,7 @@ import pytest
 from dali.policies.assign.fixed import AllGPU
 from dali.policies.cache.base import Cache, ScoreCache
 from dali.policies.cache.classic import LRU
-from dali.policies.core.planner import Policy
+from dali.policies.planner import Policy
 from dali.policies.prefetch.simple import NoPrefetch
 from dali.policies.types import InputError
 from dali.testing import check_policy, checks

@@ -29,8 +29,8 @@ from dali.experiments.settings.objects import make_part, make_policy
 from dali.experiments.simulation import check_memory, simulate
 from dali.experiments.verbs.bench.optional import recording, simpy_twin
 from dali.policies.cache.classic import LRU
-from dali.policies.core.planner import Planner, Policy
 from dali.policies.costs.model import CostModel
+from dali.policies.planner import Planner, Policy
 from dali.policies.types import Capacity, Shape
 from dali.sim.engine import Engine
 from dali.sim.replay import carry_out, replay

@@ -15,9 +15,9 @@ from dali.experiments.settings import read
 from dali.experiments.settings.objects import believed_platform, policy_of
 from dali.experiments.simulation import check_memory, simulate, working_set_warning
 from dali.policies.columns import PHASES
-from dali.policies.core.planner import Policy
 from dali.policies.costs.measured import Profile
 from dali.policies.costs.roofline import Platform
+from dali.policies.planner import Policy
 from dali.policies.types import InputError
 from dali.sim.engine import Simulation
 from dali.sim.replay import working_set

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from dali.experiments.settings.compose import configuration
 from dali.experiments.settings.objects import policy_of
-from dali.policies.core.planner import Planner, replay_log
 from dali.policies.costs.model import CostModel, Overheads
+from dali.policies.planner import Planner, replay_log
 from dali.policies.types import Capacity, InputError, LayerStep, Shape
 from dali.traces.files import replacing
 

@@ -17,8 +17,8 @@ from dali.experiments.scene import Scene, as_routed, with_predictors
 from dali.experiments.settings import folders, read
 from dali.experiments.settings.compose import SHIPPED, configuration
 from dali.experiments.settings.objects import make, policy_of
-from dali.policies.core.planner import Policy
 from dali.policies.costs.roofline import ModelShape
+from dali.policies.planner import Policy
 from dali.policies.types import InputError
 from dali.traces import tensor_file
 from dali.traces.trace import Trace

@@ -20,9 +20,9 @@ from dali.experiments.verbs.run import log, model
 from dali.experiments.verbs.run.once import Clock, Show, Shown, Timing, memory_suffices, settings
 from dali.experiments.verbs.run.others import all_gpu, check_baselines, with_accelerate
 from dali.experiments.verbs.run.plan import RunPlan
-from dali.policies.core.planner import Policy
 from dali.policies.costs.measured import Geometry, Profile
 from dali.policies.costs.model import CostModel
+from dali.policies.planner import Policy
 from dali.policies.types import Floats, InputError
 from dali.runtime.calibrate.calibration import geometry_of
 from dali.runtime.device.bandwidth import copy_bandwidth, read_bandwidth

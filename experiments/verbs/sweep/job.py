@@ -24,8 +24,8 @@ from dali.experiments.settings.objects import make, policy_from, policy_of
 from dali.experiments.simulation import check_memory, simulate
 from dali.experiments.verbs.sweep.request import Request
 from dali.policies.columns import PHASES
-from dali.policies.core.planner import Policy
 from dali.policies.costs.roofline import ModelShape
+from dali.policies.planner import Policy
 from dali.policies.types import InputError
 from dali.sim.engine import Simulation
 from dali.traces.expert_ids import none_id

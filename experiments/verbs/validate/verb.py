@@ -30,7 +30,7 @@ from dali.experiments.verbs.validate.runs import (
     execute,
     speed,
 )
-from dali.policies.core.planner import Policy
+from dali.policies.planner import Policy
 from dali.policies.types import InputError, Shape
 from dali.runtime.device.machine import check_idle, check_same_machine, describe
 from dali.runtime.execute.offload import Offload
