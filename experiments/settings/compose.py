@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from dali import traces
+from dali import conf, traces
 from dali.experiments.settings.folders import OWN, own_folder
 from dali.experiments.settings.shorthand import is_launcher, spelled_out
 from dali.policies.types import InputError
@@ -26,6 +28,7 @@ from dali.policies.types import InputError
 # A model is one of few experts up to this many: DALI's settings for Mixtral (8) against DeepSeek and Qwen (64, 128).
 FEW_EXPERTS = 16
 SHIPPED = Path(traces.__file__).parent / "data"
+PLATFORMS = Path(conf.__file__).parent / "platform"
 
 # What files of conf may compute.  Resolvers are the process's: the prefix keeps ours apart from a program's own.
 RESOLVERS: dict[str, Callable[..., Any]] = {
@@ -49,8 +52,7 @@ def configuration(
     """
     parts = _parsed(verb, overrides)
     try:
-        with composing():
-            config = compose(verb, parts)
+        config = _composed(verb, parts)
         for name, node in (replaced or {}).items():
             config[name] = node
         missing = sorted(OmegaConf.missing_keys(config))
@@ -101,6 +103,24 @@ def _parsed(verb: str, overrides: Iterable[str]) -> list[str]:
         if not name or (name.startswith("hydra") and not (verb == "sweep" and is_launcher(part))):
             raise InputError(f"override {part!r}: found no setting of ours, expected NAME=VALUE")
     return parts
+
+
+def _composed(verb: str, parts: list[str]) -> DictConfig:
+    """Composing takes a tenth of a second, and a comparison asks for the same settings once a policy."""
+    if own_folder() is not None:  # whose files may change at any time
+        return _compose(verb, parts)
+    return copy.deepcopy(_kept(verb, tuple(parts), PLATFORMS.stat().st_mtime_ns))
+
+
+@lru_cache(maxsize=32)
+def _kept(verb: str, parts: tuple[str, ...], platforms: int) -> DictConfig:
+    """By the verb, its overrides, and when `dali calibrate` last wrote a file of conf/platform."""
+    return _compose(verb, list(parts))
+
+
+def _compose(verb: str, parts: list[str]) -> DictConfig:
+    with composing():
+        return compose(verb, parts)
 
 
 def value_of(change: str) -> tuple[str, Any]:
