@@ -41,7 +41,7 @@ lint: .venv/dev links ## style, formatting, types, import layers
 # The folders as the package they are installed as: checkers and editors follow links, an editable install's map they cannot.
 links:
 	@mkdir -p .links/dali
-	@for part in dali/*.py dali/py.typed conf experiments policies runtime sim traces; do \
+	@for part in dali/*.py dali/py.typed dali/testing conf experiments policies runtime sim traces; do \
 	  ln -sfn "$(CURDIR)/$$part" ".links/dali/$$(basename $$part)"; done
 
 format: .venv/dev ## rewrite the sources in the project's format

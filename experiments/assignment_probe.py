@@ -6,8 +6,9 @@ import time
 
 import numpy as np
 
-from dali.policies.costs.objective import makespan, paper_makespan
-from dali.policies.types import AssignmentPolicy, Bools, Capacity, LayerView, Shape
+from dali.policies.assign.objective import makespan, paper_makespan
+from dali.policies.types import Bools, Capacity, Shape
+from dali.policies.view import AssignmentPolicy, LayerView
 
 CALL = ("assignment", "seconds", "makespan", "paper", "layer_step")
 

@@ -58,3 +58,7 @@ def with_status(command: str, action: Callable[[], int | None]) -> int:
     except KeyboardInterrupt as error:
         print(f"{command}: {str(error) or 'interrupted, nothing was written'}", file=sys.stderr)
         return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

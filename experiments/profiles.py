@@ -1,4 +1,4 @@
-"""Calibrated profiles as files of conf/platform."""
+"""Calibrated profiles as files of conf/platform, or of `platform` in a folder of the user's own (DALI_CONF)."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from pathlib import Path
 import yaml
 from omegaconf import OmegaConf
 
-from dali import conf
 from dali.experiments.settings.aliases import current
+from dali.experiments.settings.folders import folders
 from dali.policies.costs.measured import VERSION, Profile
 from dali.policies.types import InputError
 from dali.traces.files import check_writable, replacing
 
-PLATFORMS = Path(conf.__file__).parent / "platform"
 TARGET = "dali.policies.costs.measured.Profile"
 
 
@@ -21,7 +20,7 @@ def profile_path(name: str, file: str | None) -> Path:
     """Where a profile goes; InputError for a place that cannot be written to."""
     if not name.replace("_", "").isalnum() or not name.isascii():
         raise InputError(f"name: found {name!r}, expected letters, digits and underscores")
-    return check_writable(file if file is not None else str(PLATFORMS / f"{name}.yaml"))
+    return check_writable(file if file is not None else str(folders()[0] / "platform" / f"{name}.yaml"))
 
 
 def save(profile: Profile, path: Path, command: str) -> None:
@@ -33,8 +32,9 @@ def save(profile: Profile, path: Path, command: str) -> None:
 
 
 def load(name: str) -> Profile:
-    """A profile by the name of its file in conf/platform, or by its path."""
-    path = Path(name) if name.endswith(".yaml") else PLATFORMS / f"{name}.yaml"
+    """A profile by the name of its file, or by its path."""
+    places = [Path(name)] if name.endswith(".yaml") else [each / "platform" / f"{name}.yaml" for each in folders()]
+    path = next(filter(Path.is_file, places), places[-1])
     if not path.is_file():
         raise InputError(f"profile: found no file {path}, expected one that dali calibrate wrote")
     try:

@@ -10,11 +10,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from dali.experiments.settings.objects import make
 from dali.experiments.settings.read import positive, whole, whole_or_none, wholes
-from dali.policies.core.planner import Policy
 from dali.policies.costs.measured import Geometry, Profile
 from dali.policies.costs.model import CostModel
 from dali.policies.costs.roofline import ModelShape, Platform, roofline
-from dali.policies.costs.slicing import choose_slices
+from dali.policies.planner import Policy
+from dali.policies.slicing import choose_slices
 from dali.policies.types import Floats, InputError, Shape
 from dali.traces.metadata import Metadata
 from dali.traces.profiles import KEPT_PER_LAYER
@@ -45,13 +45,15 @@ class Scene:
         return self.model.experts * self.slices
 
 
-def read_scene(config: DictConfig, trace: Trace | Workload | None = None) -> Scene:
+def read_scene(
+    config: DictConfig, trace: Trace | Workload | None = None, platform: Platform | Profile | None = None
+) -> Scene:
     """Model, platform, trace and GPU memory of a configuration, checked against each other.
 
-    `trace` is what `config.trace` makes, for callers that have made it already.
+    `trace` and `platform` take the place of what the configuration makes, for callers that have them already.
     """
     model: ModelShape = make(config.model, "model")
-    platform: Platform | Profile = make(config.platform, "platform")
+    platform = make(config.platform, "platform") if platform is None else platform
     slices, seed = whole(config, "slices"), whole(config, "seed", 0)
     unit_bytes = model.unit_bytes(slices)
     trace = make(config.trace, "trace") if trace is None else trace

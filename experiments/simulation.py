@@ -10,9 +10,9 @@ from omegaconf import DictConfig
 from dali.experiments.scene import Scene, cost_model, in_policy_units, shape_of
 from dali.experiments.settings import read
 from dali.policies.columns import PREFILL
-from dali.policies.core.planner import Planner, Policy
 from dali.policies.costs.measured import Profile
 from dali.policies.costs.roofline import Platform
+from dali.policies.planner import Planner, Policy
 from dali.policies.types import Capacity, InputError
 from dali.sim.engine import Engine, Simulation
 from dali.traces.workload import Workload

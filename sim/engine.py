@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from dali.policies.columns import DENSE, LANE_GPU, METRICS
 from dali.policies.core.packing import pack
-from dali.policies.core.planner import Planner
 from dali.policies.core.state import NONE
 from dali.policies.costs.model import CostModel
+from dali.policies.planner import Planner
 from dali.policies.types import Floats
 from dali.sim.loop import copying, drain, run_layer
 from dali.sim.servers import (

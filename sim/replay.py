@@ -18,10 +18,10 @@ from dali.policies.cache.base import Cache
 from dali.policies.columns import DECODE
 from dali.policies.core.jit import kernel
 from dali.policies.core.packing import Packed
-from dali.policies.core.planner import Planner, Policy
 from dali.policies.core.state import NONE, RESIDENT, unpack
 from dali.policies.core.transitions import computed, landed, next_copy
 from dali.policies.costs.model import CostModel, Overheads
+from dali.policies.planner import Planner, Policy
 from dali.policies.prefetch.simple import NoPrefetch
 from dali.policies.types import Bools, Capacity, Ints, Shape
 from dali.traces.workload import Workload

@@ -1,10 +1,10 @@
-"""Classes by the names under which earlier versions wrote them into profiles, results and configurations."""
+"""Classes by the names under which version 0.1 wrote them into profiles, results and configurations."""
 
 from __future__ import annotations
 
 from typing import Any
 
-# Module of version 0.1: where its classes are now.  What is not listed by class kept its module's place.
+# By module of version 0.1, each class or function that a configuration may name, and its module of today.
 _MODULES = {
     "policies.assignment": {
         "AllCPU": "dali.policies.assign.fixed",
@@ -37,17 +37,14 @@ _MODULES = {
         "GainPrefetch": "dali.policies.prefetch.gain",
     },
     "policies.frontier_prefetch": {"SavingPrefetch": "dali.policies.prefetch.frontier"},
-    "policies.planner": {"Policy": "dali.policies.core.planner"},
+    "policies.planner": {"Policy": "dali.policies.planner"},
     "policies.roofline": {
         "ModelShape": "dali.policies.costs.roofline",
         "Platform": "dali.policies.costs.roofline",
         "Processor": "dali.policies.costs.roofline",
     },
     "policies.measured": {"Profile": "dali.policies.costs.measured"},
-    "traces.synthetic": {
-        "generate_profile": "dali.traces.synthetic",
-        "generate_resized": "dali.traces.synthetic",
-    },
+    "traces.synthetic": {"generate_profile": "dali.traces.synthetic", "generate_resized": "dali.traces.synthetic"},
     "traces.workload": {"load_any": "dali.traces.workload"},
     "experiments.calibrate_profile": {"load": "dali.experiments.profiles"},
     "experiments.sweep_points": {
@@ -58,7 +55,7 @@ _MODULES = {
 
 
 def current(name: str) -> str:
-    """The dotted name of today for one that version 0.1 wrote; any other as it is."""
+    """The dotted name of today for one of version 0.1; any other as it is."""
     module, _, own = name.rpartition(".")
     moved = _MODULES.get(module, {}).get(own)
     return name if moved is None else f"{moved}.{own}"

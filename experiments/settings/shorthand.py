@@ -1,23 +1,21 @@
-"""Short forms of overrides."""
+"""Overrides as people write them, and as hydra reads them."""
 
 from __future__ import annotations
 
 import re
-from importlib.resources import files
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 
-def is_launcher(override: str) -> bool:
-    """Whether an override chooses or sets hydra's launcher, the one part of hydra that `dali sweep` has settings of."""
-    return override.lstrip("+~").startswith(("hydra/launcher=", "hydra.launcher."))
-
-
-def quoted(text: str) -> str:
-    """A string as the value of an override, whatever is in it."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+from dali.experiments.settings.folders import names
+from dali.policies.types import InputError
 
 
 def spelled_out(verb: str, override: str) -> list[str]:
-    """Short forms that hydra would take for the name of a file in conf.
+    """An override of a verb in hydra's words: short forms are what hydra would take for the name of a file in conf.
 
     `trace=FILE` is the group's option `file` with a path, and so is `platform=FILE`; what has a dot or a slash in it is
     a file.  `model=` of a recording is a checkpoint; of a run it is one too, unless it names a file of conf/model.
@@ -33,6 +31,43 @@ def spelled_out(verb: str, override: str) -> list[str]:
         return [f"{name}=file", f"{name}.{field}={quoted(value)}"] if is_file else [override]
     if name == "policy":
         return [f"policies=[{quoted(value)}]"] if verb == "run" else [override]
-    if verb == "run" and (files("dali.conf") / "model" / f"{value}.yaml").is_file():
+    if verb == "run" and value in names("model"):
         return [f"model={value}", "checkpoint=null"]
     return [f"checkpoint={quoted(value)}"] if verb in ("record", "run") else [override]
+
+
+def is_launcher(override: str) -> bool:
+    """Whether an override chooses or sets hydra's launcher, the one part of hydra that `dali sweep` has settings of."""
+    return override.lstrip("+~").startswith(("hydra/launcher=", "hydra.launcher."))
+
+
+def quoted(text: str) -> str:
+    """A string as the value of an override, whatever is in it."""
+    # Hydra reads a backslash as such, except before a quote: one at the end would escape ours.
+    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), text)
+    return f"'{escaped}'"
+
+
+def spelled(name: str, value: Any) -> str:
+    """A Python value as the value of the override `name`; InputError for one that no setting takes."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool | np.bool_):
+        return str(bool(value)).lower()
+    if isinstance(value, int | float | np.integer | np.floating):
+        return str(value)
+    if isinstance(value, str):
+        return quoted(value)
+    if isinstance(value, PathLike):
+        return quoted(str(Path(value)))
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{_key(name, key)}:{spelled(name, each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list | tuple | range | np.ndarray):
+        return "[" + ",".join(spelled(name, each) for each in value) + "]"
+    raise InputError(f"{name}: found {type(value).__name__}, expected a number, text, a list or a dictionary of these")
+
+
+def _key(name: str, key: object) -> str:
+    if not isinstance(key, str) or not re.fullmatch(r"[A-Za-z_]\w*", key):
+        raise InputError(f"{name}: found {key!r} in a dictionary, expected a name")
+    return key

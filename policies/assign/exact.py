@@ -1,4 +1,4 @@
-"""The optimum of one layer step: the assignment of least pipelined makespan (`policies.costs.objective`), proven.
+"""The optimum of one layer step: the assignment of least pipelined makespan (`policies.assign.objective`), proven.
 
 Notation.  c[i] and g[i] are the CPU and GPU time of active unit i, x[i] is 1 if it runs on the GPU.  Units stand in
 the order in which the GPU runs them: the ready ones, which need no copy, then the absent ones, heavier first.  With
@@ -45,7 +45,8 @@ from dali.policies.assign.greedy import NO_LIMIT
 from dali.policies.assign.hybrimoe import CACHED_FIRST
 from dali.policies.core.jit import kernel
 from dali.policies.require import require_count
-from dali.policies.types import Bools, Bytes, Capacity, Floats, InputError, Ints, LayerView, Shape
+from dali.policies.types import Bools, Bytes, Capacity, Floats, InputError, Ints, Shape
+from dali.policies.view import LayerView
 
 SLACK = 4e-10
 ROUNDING = 1e-12
@@ -523,7 +524,7 @@ def exact(
 
 
 class Exact(Assignment):
-    """The assignment of least pipelined makespan (`policies.costs.objective`), to a relative 1e-9.
+    """The assignment of least pipelined makespan (`policies.assign.objective`), to a relative 1e-9.
 
     max_copies  most absent units that go to the GPU, None = no limit
     states      most states that the search of one layer step may make.  Where they run out, the best assignment

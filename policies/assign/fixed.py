@@ -7,7 +7,8 @@ import numpy as np
 from dali.policies.assign.base import ABSENT, Assignment
 from dali.policies.core.jit import kernel
 from dali.policies.require import require_count
-from dali.policies.types import Bools, Bytes, Capacity, Floats, Ints, LayerView, Shape
+from dali.policies.types import Bools, Bytes, Capacity, Floats, Ints, Shape
+from dali.policies.view import LayerView
 
 
 @kernel

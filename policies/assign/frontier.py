@@ -14,7 +14,8 @@ import numpy as np
 from dali.policies.assign.base import ABSENT, LANDING, Assignment
 from dali.policies.core.jit import kernel
 from dali.policies.require import require_count
-from dali.policies.types import Bools, Bytes, Floats, InputError, Ints, LayerView
+from dali.policies.types import Bools, Bytes, Floats, InputError, Ints
+from dali.policies.view import LayerView
 
 MOST_CORE = 16
 

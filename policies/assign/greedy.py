@@ -7,7 +7,8 @@ import numpy as np
 from dali.policies.assign.base import ABSENT, LANDING, RESIDENT, Assignment, sort_descending
 from dali.policies.core.jit import kernel
 from dali.policies.require import require_choice, require_count
-from dali.policies.types import Bools, Bytes, Floats, Ints, LayerView
+from dali.policies.types import Bools, Bytes, Floats, Ints
+from dali.policies.view import LayerView
 
 NO_LIMIT = int(np.iinfo(np.int32).max)
 

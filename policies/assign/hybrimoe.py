@@ -6,7 +6,8 @@ import numpy as np
 
 from dali.policies.assign.base import ABSENT, Assignment, sort_descending
 from dali.policies.core.jit import kernel
-from dali.policies.types import Bools, Bytes, Floats, Ints, LayerView
+from dali.policies.types import Bools, Bytes, Floats, Ints
+from dali.policies.view import LayerView
 
 # Added to a unit's workload it puts the unit before all without it; the sum is exact in float64.
 CACHED_FIRST = float(2**40)

@@ -4,11 +4,11 @@ x[i] = 1 if active unit i runs on the GPU; c[i] and g[i] are its CPU and GPU tim
 
     T >= sum of c (1 - x)                                                          both objectives
 
-**paper** (arXiv 2602.03495, problem statement; `policies.costs.objective.paper_makespan`):
+**paper** (arXiv 2602.03495, problem statement; `policies.assign.objective.paper_makespan`):
 
     T >= sum of t x,    t[i] = max(copy, g[i]) for an absent unit, g[i] for any other
 
-**pipelined** (`policies.costs.objective`).  The GPU runs the ready units first, then the copied ones, heavier first,
+**pipelined** (`policies.assign.objective`).  The GPU runs the ready units first, then the copied ones, heavier first,
 each once its copy has landed.  So it ends at the larger of sum of g x, without waiting, and f[last], where over the
 copied units in this order
 
@@ -39,9 +39,10 @@ import pulp
 
 from dali.policies.assign.base import ABSENT, LANDING, Assignment
 from dali.policies.assign.greedy import NO_LIMIT, greedy
-from dali.policies.costs.objective import gpu_order, makespan, paper_makespan
+from dali.policies.assign.objective import gpu_order, makespan, paper_makespan
 from dali.policies.require import require_choice, require_count
-from dali.policies.types import Bools, Capacity, Floats, InputError, LayerView, Shape
+from dali.policies.types import Bools, Capacity, Floats, InputError, Shape
+from dali.policies.view import LayerView
 
 OBJECTIVES = {"pipelined": makespan, "paper": paper_makespan}
 SOLVERS = ("highs", "cbc")
@@ -231,7 +232,7 @@ def _bound(problem: Any, solver: str, optimal: bool) -> float:
 class ILP(Assignment):
     """The optimum of a 0-1 program, by HiGHS or CBC.
 
-    objective      "pipelined" (`policies.costs.objective`) or "paper" (`paper_makespan` there)
+    objective      "pipelined" (`policies.assign.objective`) or "paper" (`paper_makespan` there)
     solver         "highs" or "cbc"
     time_limit_ms  of one layer step, None = no limit; see `solve`
     max_copies     most absent units that go to the GPU, None = no limit

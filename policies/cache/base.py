@@ -16,7 +16,8 @@ from dali.policies.core.jit import kernel
 from dali.policies.core.packing import Packed
 from dali.policies.core.state import RESIDENT, STAGING, STAY, evict, keep_staged, stays, unpack
 from dali.policies.require import require_choice
-from dali.policies.types import Capacity, Floats, InputError, Ints, LayerView, Shape
+from dali.policies.types import Capacity, Floats, InputError, Ints, Shape
+from dali.policies.view import LayerView
 
 SCOPES = ("layer", "global")
 FILLS = ("empty", "random", "popular")
@@ -287,8 +288,8 @@ class ScoreCache(Cache):
 
     def victim(self, view: LayerView, unit: int, candidates: Ints) -> int | None:
         """The lowest score, unless the unit would enter with one that is not higher."""
+        entry = self.entry(view)  # first: it may bring the scores up to date
         key = int(candidates[np.argmin(self.score[candidates])])
-        entry = self.entry(view)
         return None if entry.size and entry[unit] <= self.score[key] else key
 
     def place(self, view: LayerView) -> None:

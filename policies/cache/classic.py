@@ -6,7 +6,8 @@ import numpy as np
 
 from dali.policies.cache.base import ScoreCache
 from dali.policies.core.jit import kernel
-from dali.policies.types import NEVER, Capacity, Floats, Ints, LayerView, Shape
+from dali.policies.types import NEVER, Capacity, Floats, Ints, Shape
+from dali.policies.view import LayerView
 
 
 @kernel

@@ -12,7 +12,8 @@ from dali.policies.cache.base import ScoreCache
 from dali.policies.core.jit import kernel
 from dali.policies.core.packing import Packed
 from dali.policies.core.state import NONE, RESIDENT, STAGING, STAY, evict, keep_staged, unpack
-from dali.policies.types import Bools, Capacity, Floats, InputError, Ints, LayerView, Shape
+from dali.policies.types import Bools, Capacity, Floats, InputError, Ints, Shape
+from dali.policies.view import LayerView
 
 UNKNOWN = -2  # in `bottom`: to be looked up
 

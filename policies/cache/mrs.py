@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from dali.policies.cache.base import ScoreCache
 from dali.policies.core.jit import kernel
 from dali.policies.require import require_count
-from dali.policies.types import Floats, InputError, Ints, LayerView
+from dali.policies.types import Floats, InputError, Ints
+from dali.policies.view import LayerView
 
 
 @kernel

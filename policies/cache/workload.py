@@ -9,7 +9,8 @@ from dali.policies.core.jit import kernel
 from dali.policies.core.packing import Packed
 from dali.policies.core.state import LANDING, stays, unpack
 from dali.policies.require import require_count
-from dali.policies.types import Capacity, Floats, Ints, LayerView, Shape
+from dali.policies.types import Capacity, Floats, Ints, Shape
+from dali.policies.view import LayerView
 
 
 @kernel

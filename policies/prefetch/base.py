@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from dali.policies.assign.base import ABSENT
 from dali.policies.core.jit import kernel
-from dali.policies.types import Bytes, Floats, InputError, Ints, LayerView, PrefetchPolicy
+from dali.policies.types import Bytes, Floats, InputError, Ints
+from dali.policies.view import LayerView, PrefetchPolicy
 
 Scores = NDArray[np.float32] | Ints | Floats
 

@@ -16,7 +16,8 @@ from dali.policies.core.packing import Packed
 from dali.policies.core.state import ABSENT, LANDING, unpack
 from dali.policies.prefetch.base import Scores, predicted_rows, require_source
 from dali.policies.require import require_count
-from dali.policies.types import Bools, Bytes, Capacity, Floats, Ints, LayerView, Shape
+from dali.policies.types import Bools, Bytes, Capacity, Floats, Ints, Shape
+from dali.policies.view import LayerView
 
 # A copy under way at `begin` started at a moment that nobody told: on average half of it is left.
 LEFT_OF_COPY = 0.5

@@ -9,7 +9,8 @@ from dali.policies.assign.hybrimoe import hybrid_order, hybrid_schedule
 from dali.policies.core.jit import kernel
 from dali.policies.prefetch.base import Scores, predicted_rows, require_source
 from dali.policies.require import require_count
-from dali.policies.types import Bytes, Capacity, Floats, Ints, LayerView, Shape
+from dali.policies.types import Bytes, Capacity, Floats, Ints, Shape
+from dali.policies.view import LayerView
 
 # Two schedules of equal length may differ by rounding, as their sums run in another order.
 NEGLIGIBLE = 1e-9

@@ -7,7 +7,8 @@ import numpy as np
 from dali.policies.core.jit import kernel
 from dali.policies.prefetch.base import Scores, predicted_rows, rank_rows, require_source
 from dali.policies.require import require_count
-from dali.policies.types import Capacity, Floats, InputError, Ints, LayerView, Shape
+from dali.policies.types import Capacity, Floats, InputError, Ints, Shape
+from dali.policies.view import LayerView
 
 
 @kernel

@@ -8,7 +8,8 @@ from dali.policies.assign.base import ABSENT
 from dali.policies.core.jit import kernel
 from dali.policies.prefetch.base import rank_rows
 from dali.policies.require import require_count
-from dali.policies.types import Bytes, Capacity, Floats, Ints, LayerView, Shape
+from dali.policies.types import Bytes, Capacity, Floats, Ints, Shape
+from dali.policies.view import LayerView
 
 
 @kernel

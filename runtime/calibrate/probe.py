@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from dali.policies.cache.fixed import Static
 from dali.policies.columns import LANE_CPU, LANE_GPU, LANE_LINK
-from dali.policies.core.planner import Policy
 from dali.policies.costs.model import CostModel, Overheads
+from dali.policies.planner import Policy
 from dali.policies.prefetch.simple import NoPrefetch
-from dali.policies.types import Bools, Capacity, Floats, InputError, Ints, LayerView, Shape
+from dali.policies.types import Bools, Capacity, Floats, InputError, Ints, Shape
+from dali.policies.view import LayerView
 from dali.runtime.device.arena import Arena
 from dali.runtime.execute.offload import Offload
 from dali.runtime.model.layout import unit_layout

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dali.policies.core.planner import Planner
+from dali.policies.planner import Planner
 from dali.policies.types import Ints, LayerPlan, LayerStep, Status
 from dali.runtime.device.arena import Arena, Ready
 from dali.runtime.execute.account import Account

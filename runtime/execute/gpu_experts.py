@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dali.policies.core.planner import Planner
+from dali.policies.planner import Planner
 from dali.policies.types import LayerPlan
 from dali.runtime.device.arena import Arena
 from dali.runtime.execute.account import Account

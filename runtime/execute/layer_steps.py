@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dali.policies.core.planner import Annotations
+from dali.policies.planner import Annotations
 from dali.policies.types import Floats, InputError, Ints, LayerStep
 from dali.traces.expert_ids import id_type, none_id
 from dali.traces.sources import add_weights, count_ordered

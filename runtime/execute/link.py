@@ -7,8 +7,8 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from dali.policies.core.planner import Planner
 from dali.policies.core.state import RESIDENT
+from dali.policies.planner import Planner
 from dali.policies.types import Copy
 from dali.runtime.device.arena import Transfer
 from dali.runtime.execute.account import Account

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
-from dali.policies.core.planner import Planner, Policy
 from dali.policies.costs.model import CostModel
+from dali.policies.planner import Planner, Policy
 from dali.policies.types import Capacity, Copy, CopyKind, Floats, InputError, Ints, Shape, Status
 from dali.runtime.device.arena import Arena
 from dali.runtime.device.choose import arena_for
@@ -124,7 +124,7 @@ class Offload:
 
     @property
     def log(self) -> list[tuple[Any, ...]]:
-        """The planner's log, for `policies.core.planner.replay_log`; empty unless asked for."""
+        """The planner's log, for `policies.planner.replay_log`; empty unless asked for."""
         return self.planner.log or []
 
     def columns(self) -> dict[str, NDArray[Any]]:
@@ -261,7 +261,7 @@ def _check_types(model: object, policy: object, routing: object) -> None:
     if not isinstance(model, PreTrainedModel):
         raise InputError(f"model: found {type(model).__name__}, expected a PreTrainedModel of transformers")
     if not isinstance(policy, Policy):
-        raise InputError(f"policy: found {type(policy).__name__}, expected a dali.policies.core.planner.Policy")
+        raise InputError(f"policy: found {type(policy).__name__}, expected a dali.policies.planner.Policy")
     if routing is not None and not isinstance(routing, ForcedRouting):
         raise InputError(f"routing: found {type(routing).__name__}, expected a runtime.ForcedRouting")
 

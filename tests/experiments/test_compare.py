@@ -14,8 +14,8 @@ from dali.experiments.scene import make_workload, read_scene, shape_of
 from dali.experiments.settings.compose import configuration
 from dali.experiments.settings.objects import make, make_policy
 from dali.experiments.verbs.compare.comparison import Comparison, speedups
-from dali.policies.core.planner import Planner
 from dali.policies.costs.roofline import roofline
+from dali.policies.planner import Planner
 from dali.policies.types import Capacity
 
 PICTURES = ("speedup.png", "busy.png", "hit_rate.png", "timeline.png")

@@ -8,7 +8,7 @@ from dali import conf
 from dali.experiments.settings.compose import configuration
 from dali.experiments.settings.objects import make, make_policy
 from dali.experiments.verbs.table import VERBS
-from dali.policies.core.planner import Policy
+from dali.policies.planner import Policy
 
 FOLDER = Path(conf.__file__).parent
 OPTIONS = sorted((path.parent.name, path.stem) for path in FOLDER.glob("*/*.yaml"))

@@ -34,13 +34,9 @@ from dali.experiments.verbs.run.session import (
     Session,
 )
 from dali.policies.columns import LANES, METRICS, PLANNER
-from dali.policies.core.planner import Planner
 from dali.policies.costs.roofline import roofline
-from dali.policies.types import (
-    Capacity,
-    InputError,
-    Shape,
-)
+from dali.policies.planner import Planner
+from dali.policies.types import Capacity, InputError, Shape
 from dali.runtime.device.host import HostArena
 from dali.runtime.execute.layer_steps import ForcedRouting
 from dali.sim.engine import Engine

@@ -83,7 +83,8 @@ def test_every_point_is_stored_under_its_key(basic, sixteen):
     ("overrides", "jobs"),
     [(["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], None), (["hydra/launcher=submitit_local"], 1)],
 )
-def test_launchers_agree(basic, sixteen, tmp_path, overrides, jobs):
+def test_launchers_agree(basic, sixteen, tmp_path, monkeypatch, overrides, jobs):
+    monkeypatch.chdir(tmp_path.parent)  # where submitit's jobs look for packages first
     assert simulated(sixteen, tmp_path, *overrides, jobs=jobs) == basic
 
 
@@ -173,9 +174,9 @@ def test_what_a_result_depends_on_is_in_its_key(sixteen, toy, tmp_path, monkeypa
 # Dies where the third point is written, with half of it on disk.
 KILLED = """
 import os, signal, sys
-from dali.experiments.verbs.sweep import job as sweep_job
 from dali.experiments.cli import main
-write, count = sweep_job.pd.DataFrame.to_parquet, 0
+from dali.experiments.verbs.sweep import job
+write, count = job.pd.DataFrame.to_parquet, 0
 def dying(frame, path, **others):
     global count
     count += 1
@@ -183,13 +184,13 @@ def dying(frame, path, **others):
         open(path, "wb").write(b"PAR1 half")
         os.kill(os.getpid(), signal.SIGKILL)
     write(frame, path, **others)
-sweep_job.pd.DataFrame.to_parquet = dying
+job.pd.DataFrame.to_parquet = dying
 main(sys.argv[1:])
 """
 
 
 def other_process(code: str, *arguments: str) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.DEVNULL)
+    return subprocess.Popen([sys.executable, "-P", "-c", code, *arguments], stderr=subprocess.DEVNULL)
 
 
 def test_a_killed_sweep_resumes_to_the_same_table(toy, whole, tmp_path, capsys):

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import simpy
 from simpy.events import EventPriority
 
-from dali.policies.core.planner import Planner
 from dali.policies.costs.model import CostModel
+from dali.policies.planner import Planner
 from dali.policies.types import Copy, CopyKind, Ints, LayerPlan, Status
 from dali.traces.step import Step
 from dali.traces.workload import Workload

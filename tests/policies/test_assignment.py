@@ -19,7 +19,8 @@ from dali.policies.assign.fixed import AllCPU, AllGPU, LayerSplit, Threshold
 from dali.policies.assign.greedy import Greedy
 from dali.policies.assign.hybrimoe import HybriMoE, hybrid_schedule
 from dali.policies.costs.model import CostModel, Overheads
-from dali.policies.types import AssignmentPolicy, InputError, LayerView, Shape, Status
+from dali.policies.types import InputError, Shape, Status
+from dali.policies.view import AssignmentPolicy, LayerView
 
 ABSENT, LANDING, RESIDENT = Status.ABSENT, Status.LANDING, Status.RESIDENT
 CONF = Path(__file__).parents[2] / "conf" / "assignment"

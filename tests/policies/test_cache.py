@@ -6,7 +6,6 @@ from functools import lru_cache
 
 import numpy as np
 import pytest
-from driving import cost_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,9 +14,10 @@ from dali.policies.cache.classic import LFU, LRU, Belady
 from dali.policies.cache.fixed import Static, WholeLayers
 from dali.policies.cache.mrs import MRS
 from dali.policies.cache.workload import WorkloadAware
-from dali.policies.core.planner import Planner, Policy
+from dali.policies.planner import Planner, Policy
 from dali.policies.prefetch.simple import NoPrefetch
 from dali.policies.types import NEVER, Capacity, CopyKind, InputError, LayerStep, Shape
+from dali.testing.worlds import cost_model
 
 FOUR = [[0.4, 0.3, 0.2, 0.1]]  # popularity of four units: "popular" fills units 0, 1, ...
 

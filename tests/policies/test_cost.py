@@ -7,13 +7,14 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-from driving import cost_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dali.policies.costs.objective import gpu_order, makespan, paper_makespan
+from dali.policies.assign.objective import gpu_order, makespan, paper_makespan
 from dali.policies.costs.roofline import shared_bandwidth
-from dali.policies.types import InputError, LayerView, Shape, Status
+from dali.policies.types import InputError, Shape, Status
+from dali.policies.view import LayerView
+from dali.testing.worlds import cost_model
 
 ABSENT, LANDING, RESIDENT = Status.ABSENT, Status.LANDING, Status.RESIDENT
 

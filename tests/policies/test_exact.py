@@ -18,8 +18,9 @@ from dali.policies.assign.exact import Exact
 from dali.policies.assign.greedy import Greedy
 from dali.policies.assign.hybrimoe import HybriMoE
 from dali.policies.assign.ilp import ILP, solve
-from dali.policies.costs.objective import makespan, paper_makespan
-from dali.policies.types import AssignmentPolicy, InputError, Status
+from dali.policies.assign.objective import makespan, paper_makespan
+from dali.policies.types import InputError, Status
+from dali.policies.view import AssignmentPolicy
 
 ABSENT, LANDING, RESIDENT = Status.ABSENT, Status.LANDING, Status.RESIDENT
 CONF = Path(__file__).parents[2] / "conf" / "assignment"

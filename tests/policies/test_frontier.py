@@ -17,9 +17,10 @@ from omegaconf import OmegaConf
 from dali.policies.assign.frontier import Frontier, best_cut, sorted_units
 from dali.policies.assign.greedy import Greedy
 from dali.policies.assign.hybrimoe import HybriMoE
+from dali.policies.assign.objective import gpu_order, makespan
 from dali.policies.costs.model import CostModel, Overheads
-from dali.policies.costs.objective import gpu_order, makespan
-from dali.policies.types import AssignmentPolicy, InputError, LayerView, Shape, Status
+from dali.policies.types import InputError, Shape, Status
+from dali.policies.view import AssignmentPolicy, LayerView
 from dali.traces.synthetic import generate_profile
 from dali.traces.workload import Workload
 

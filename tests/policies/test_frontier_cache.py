@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from driving import cost_model, random_world
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dali.policies.assign.fixed import AllCPU, AllGPU
 from dali.policies.cache.frontier import UNKNOWN, SavingCache, expected_saving, next_victim
-from dali.policies.core.planner import Planner, Policy
 from dali.policies.core.state import STAGING
+from dali.policies.planner import Planner, Policy
 from dali.policies.prefetch.simple import NoPrefetch, RandomPrefetch
 from dali.policies.types import Capacity, CopyKind, LayerStep, Shape
+from dali.testing.worlds import cost_model, random_world
 
 # A CPU job of w tokens takes w seconds up to 4 tokens, a GPU job 0.25.
 CPU = np.array([0.0, 1.0, 2.0, 3.0, 4.0])

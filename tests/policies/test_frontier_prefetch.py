@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from driving import random_world
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dali.policies.cache.fixed import Static
-from dali.policies.core.planner import Planner, Policy
 from dali.policies.costs.model import CostModel, Overheads
+from dali.policies.planner import Planner, Policy
 from dali.policies.prefetch.frontier import SavingPrefetch, demand_copies, judge, remember
 from dali.policies.types import Capacity, LayerStep, Shape, Status
+from dali.testing.worlds import random_world
 
 
 class Given:

@@ -8,16 +8,16 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 import pytest
-from driving import cost_model
 
 from dali.policies.assign.fixed import AllGPU
 from dali.policies.cache.classic import LRU
 from dali.policies.core.jit import kernel
 from dali.policies.core.packing import Packed, pack, unpacker
-from dali.policies.core.planner import Planner, Policy
 from dali.policies.core.records import Record
+from dali.policies.planner import Planner, Policy
 from dali.policies.prefetch.simple import NoPrefetch
 from dali.policies.types import Bools, Bytes, Capacity, Floats, Ints, Shape
+from dali.testing.worlds import cost_model
 
 
 class Tallies(Record):

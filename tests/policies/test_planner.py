@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from driving import cost_model
 
 from dali.policies.assign.fixed import AllCPU, AllGPU
 from dali.policies.cache.base import Cache
 from dali.policies.cache.classic import LRU, Belady
 from dali.policies.cache.fixed import Static
-from dali.policies.core.planner import Planner, Policy
 from dali.policies.core.state import STAGING
+from dali.policies.planner import Planner, Policy
 from dali.policies.prefetch.simple import NoPrefetch
 from dali.policies.types import NEVER, Capacity, CopyKind, InputError, LayerStep, Shape, Status
+from dali.testing.worlds import cost_model
 
 DEMAND, PREFETCH, SWAP = CopyKind.DEMAND, CopyKind.PREFETCH, CopyKind.SWAP
 

@@ -18,7 +18,8 @@ from dali.policies.costs.model import CostModel, Overheads
 from dali.policies.prefetch.gain import GainPrefetch
 from dali.policies.prefetch.predicted import OraclePrefetch, PredictedPrefetch, lose_recall
 from dali.policies.prefetch.simple import FrequencyPrefetch, NextLayer, NoPrefetch, RandomPrefetch
-from dali.policies.types import InputError, LayerView, PrefetchPolicy, Shape, Status
+from dali.policies.types import InputError, Shape, Status
+from dali.policies.view import LayerView, PrefetchPolicy
 
 ABSENT, LANDING, RESIDENT = Status.ABSENT, Status.LANDING, Status.RESIDENT
 CONF = Path(__file__).parents[2] / "conf" / "prefetch"

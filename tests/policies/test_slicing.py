@@ -9,12 +9,12 @@ import pytest
 
 from dali.policies.assign.frontier import Frontier
 from dali.policies.cache.workload import WorkloadAware
-from dali.policies.core.planner import Planner, Policy
 from dali.policies.costs.model import CostModel, Overheads
 from dali.policies.costs.roofline import ModelShape, Platform, Processor, roofline
-from dali.policies.costs.slicing import choose_slices, draw_resident, draw_workloads, expected_seconds
+from dali.policies.planner import Planner, Policy
 from dali.policies.prefetch.predicted import PredictedPrefetch
 from dali.policies.prefetch.simple import NoPrefetch
+from dali.policies.slicing import choose_slices, draw_resident, draw_workloads, expected_seconds
 from dali.policies.types import Capacity, InputError, Shape
 from dali.sim.engine import Engine
 from dali.traces.synthetic import generate_profile

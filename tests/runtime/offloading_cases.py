@@ -13,11 +13,11 @@ from tiny_models import CORRECTED, EXPERTS, SORTED, STATE_SPACE, TINY, TOP_K, VO
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dali.experiments.settings.objects import make_policy
-from dali.policies.core.planner import Policy
 from dali.policies.costs.model import (
     CostModel,
     Overheads,
 )
+from dali.policies.planner import Policy
 from dali.runtime.device.host import HostArena
 from dali.runtime.execute.offload import (
     Offload,

@@ -5,10 +5,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the runtime extra")
 
-from dali.policies.types import (
-    Copy,
-    CopyKind,
-)
+from dali.policies.types import Copy, CopyKind
 from dali.runtime.device.host import HostArena
 from dali.runtime.execute.account import Account
 

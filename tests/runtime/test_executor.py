@@ -24,10 +24,7 @@ from offloading_cases import (
 
 import dali.runtime.execute.offload as offloading
 from dali import runtime
-from dali.policies.core.planner import (
-    Planner,
-    replay_log,
-)
+from dali.policies.planner import Planner, replay_log
 from dali.policies.types import InputError
 from dali.runtime.execute import room
 from dali.runtime.model.moe_layers import moe_layers

@@ -10,15 +10,8 @@ torch = pytest.importorskip("torch", reason="needs the runtime extra")
 
 from offloading_cases import costs, policy, tiny
 
-from dali.policies.core.planner import Planner
-from dali.policies.types import (
-    Capacity,
-    Copy,
-    CopyKind,
-    LayerStep,
-    Shape,
-    Status,
-)
+from dali.policies.planner import Planner
+from dali.policies.types import Capacity, Copy, CopyKind, LayerStep, Shape, Status
 from dali.runtime.device.host import HostArena
 from dali.runtime.execute.account import Account
 from dali.runtime.execute.host_store import HostStore

@@ -16,12 +16,13 @@ from dali.policies.cache.classic import LFU, LRU, Belady
 from dali.policies.cache.fixed import Static, WholeLayers
 from dali.policies.cache.mrs import MRS
 from dali.policies.cache.workload import WorkloadAware
-from dali.policies.core.planner import Planner, Policy
 from dali.policies.costs.model import Contention, CostModel, Overheads
+from dali.policies.planner import Planner, Policy
 from dali.policies.prefetch.gain import GainPrefetch
 from dali.policies.prefetch.predicted import OraclePrefetch, PredictedPrefetch
 from dali.policies.prefetch.simple import FrequencyPrefetch, NextLayer, NoPrefetch, RandomPrefetch
-from dali.policies.types import Bools, Capacity, LayerView, Shape
+from dali.policies.types import Bools, Capacity, Shape
+from dali.policies.view import LayerView
 from dali.traces.trace import Trace
 from dali.traces.workload import Workload
 

@@ -20,12 +20,13 @@ from dali.policies.assign.fixed import AllCPU, AllGPU
 from dali.policies.cache.base import Cache
 from dali.policies.cache.classic import Belady
 from dali.policies.cache.fixed import Static
-from dali.policies.core.planner import Planner, Policy
 from dali.policies.costs.model import CostModel, Overheads
 from dali.policies.costs.roofline import roofline
+from dali.policies.planner import Planner, Policy
 from dali.policies.prefetch.predicted import OraclePrefetch
 from dali.policies.prefetch.simple import NoPrefetch
-from dali.policies.types import Bools, Capacity, InputError, Ints, LayerView, Shape
+from dali.policies.types import Bools, Capacity, InputError, Ints, Shape
+from dali.policies.view import LayerView
 from dali.sim.bounds import lower_bound
 from dali.sim.engine import Engine, Simulation
 from dali.sim.relaxation import Prices, Relaxation

@@ -18,22 +18,13 @@ from dali.policies.cache.base import Cache
 from dali.policies.cache.fixed import Static
 from dali.policies.cache.workload import WorkloadAware
 from dali.policies.columns import DENSE, LANE_LINK, LANES, METRICS
-from dali.policies.core.planner import Planner, Policy
 from dali.policies.core.state import NONE
 from dali.policies.costs.model import Contention, CostModel, Overheads
+from dali.policies.planner import Planner, Policy
 from dali.policies.prefetch.gain import GainPrefetch
 from dali.policies.prefetch.simple import NoPrefetch
-from dali.policies.types import (
-    AssignmentPolicy,
-    Bools,
-    Capacity,
-    CopyKind,
-    InputError,
-    Ints,
-    LayerView,
-    PrefetchPolicy,
-    Shape,
-)
+from dali.policies.types import Bools, Capacity, CopyKind, InputError, Ints, Shape
+from dali.policies.view import AssignmentPolicy, LayerView, PrefetchPolicy
 from dali.sim.engine import Engine, Simulation
 from dali.sim.timeline import check_exclusive
 from dali.traces.metadata import Metadata

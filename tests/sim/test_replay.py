@@ -18,10 +18,11 @@ from dali.policies.cache.classic import LFU, LRU, Belady
 from dali.policies.cache.fixed import Static, WholeLayers
 from dali.policies.cache.mrs import MRS
 from dali.policies.cache.workload import WorkloadAware
-from dali.policies.core.planner import Planner, Policy
 from dali.policies.costs.model import CostModel, Overheads
+from dali.policies.planner import Planner, Policy
 from dali.policies.prefetch.simple import NoPrefetch
-from dali.policies.types import Capacity, LayerView, Shape
+from dali.policies.types import Capacity, Shape
+from dali.policies.view import LayerView
 from dali.sim.engine import Engine
 from dali.sim.replay import Lookups, replay, working_set
 from dali.traces.importers.bigmoeonedge import import_bigmoeonedge, residency

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dali.policies.core.planner import Planner, replay_log
 from dali.policies.core.state import NONE
+from dali.policies.planner import Planner, replay_log
 from dali.policies.types import CopyKind
 from dali.sim.engine import Engine
 from oracles.simpy_twin import simulate

@@ -12,8 +12,6 @@ from dali.experiments.verbs.sweep import points, verb
 from dali.experiments.verbs.sweep.launch import Launcher
 from dali.experiments.verbs.sweep.request import request
 
-ROOT = Path(__file__).resolve().parents[2]
-
 pytestmark = [
     pytest.mark.slurm,
     pytest.mark.skipif("SLURM_CONF" not in os.environ, reason="needs a Slurm: make test-slurm"),
@@ -31,8 +29,7 @@ def toy(tmp_path_factory, random_trace) -> Path:
     return path
 
 
-def test_sixteen_points_on_every_launcher(toy, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+def test_sixteen_points_on_every_launcher(toy, tmp_path, capsys):
     tables = {}
     for launcher in ("basic", "joblib", "submitit_local", "submitit_slurm"):
         place = tmp_path / launcher
@@ -46,9 +43,8 @@ def test_sixteen_points_on_every_launcher(toy, tmp_path, monkeypatch, capsys):
 # submitit drops the handle of a local job that it has not waited for, which Popen remarks on.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("launcher", ["submitit_local", "submitit_slurm"])
-def test_a_point_whose_job_is_killed_fails_alone(toy, tmp_path, monkeypatch, launcher):
+def test_a_point_whose_job_is_killed_fails_alone(toy, tmp_path, launcher):
     """Two jobs of two points; the first point kills its job."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     good = request(points.Point("toy", {}, [f"trace={toy}", "policies=[dali]"], {}), [0])
     work = {**good.config["workload"], "batch": [1], "prompt": 4, "generate": 3}
     good = replace(good, config={**good.config, "workload": work, "cache_share": 0.75})

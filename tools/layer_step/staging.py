@@ -2,7 +2,7 @@
 
     python tools/layer_step/staging.py
 
-Printed is the simulated time of all layer steps over what `policies.costs.objective.makespan` says of their
+Printed is the simulated time of all layer steps over what `policies.assign.objective.makespan` says of their
 assignments (`frontier`'s), and the same of the worst one.  Everything else takes no time here.
 """
 
@@ -16,12 +16,13 @@ from dali.experiments.output.text import table
 from dali.experiments.scene import Scene, cost_model, make_workload, read_scene, shape_of
 from dali.experiments.settings.compose import configuration
 from dali.experiments.settings.objects import make_part
+from dali.policies.assign.objective import makespan
 from dali.policies.columns import DENSE
-from dali.policies.core.planner import Planner, Policy
 from dali.policies.costs.model import CostModel, Overheads
-from dali.policies.costs.objective import makespan
+from dali.policies.planner import Planner, Policy
 from dali.policies.prefetch.simple import NoPrefetch
-from dali.policies.types import Bools, Capacity, Floats, LayerView, Shape
+from dali.policies.types import Bools, Capacity, Floats, Shape
+from dali.policies.view import LayerView
 from dali.sim.engine import Engine
 from dali.traces.workload import Workload
 

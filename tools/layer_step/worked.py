@@ -14,13 +14,14 @@ from dali.policies.assign.exact import Exact
 from dali.policies.assign.frontier import Frontier
 from dali.policies.assign.greedy import Greedy
 from dali.policies.assign.hybrimoe import HybriMoE
+from dali.policies.assign.objective import makespan, paper_makespan
 from dali.policies.cache.base import ScoreCache
 from dali.policies.columns import DENSE, LANES
-from dali.policies.core.planner import Planner, Policy
 from dali.policies.costs.model import CostModel, Overheads
-from dali.policies.costs.objective import makespan, paper_makespan
+from dali.policies.planner import Planner, Policy
 from dali.policies.prefetch.simple import NoPrefetch
-from dali.policies.types import AssignmentPolicy, Capacity, Ints, LayerStep, Shape
+from dali.policies.types import Capacity, Ints, LayerStep, Shape
+from dali.policies.view import AssignmentPolicy
 from dali.sim.engine import Engine
 from dali.traces.metadata import Metadata
 from dali.traces.workload import Workload

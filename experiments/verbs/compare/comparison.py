@@ -12,15 +12,16 @@ from omegaconf import DictConfig
 from dali.experiments.output.summary import summarise
 from dali.experiments.scene import Scene, expert_popularity, make_workload, read_scene, with_predictors
 from dali.experiments.settings import read
-from dali.experiments.settings.objects import believed_platform, make_policy
+from dali.experiments.settings.objects import believed_platform, policy_of
 from dali.experiments.simulation import check_memory, simulate, working_set_warning
 from dali.policies.columns import PHASES
-from dali.policies.core.planner import Policy
 from dali.policies.costs.measured import Profile
 from dali.policies.costs.roofline import Platform
+from dali.policies.planner import Policy
 from dali.policies.types import InputError
 from dali.sim.engine import Simulation
 from dali.sim.replay import working_set
+from dali.traces.trace import Trace
 from dali.traces.workload import Workload
 
 
@@ -44,12 +45,25 @@ class Comparison:
     simulations: dict[tuple[str, int], Simulation] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, config: DictConfig, overrides: list[str], policies: Sequence[Policy] = ()) -> Comparison:
-        """From the settings of `dali compare`, checked against each other; `policies` come after those named there."""
-        scene = read_scene(config)
-        entries = read.texts(config, "policies") if config.policies or not policies else []
-        named = dict(make_policy("compare", overrides, entry, scene.model) for entry in entries)
-        named |= {policy.name: policy for policy in policies}
+    def read(
+        cls,
+        config: DictConfig,
+        overrides: list[str],
+        policies: Sequence[str | Policy] | None = None,
+        trace: Trace | Workload | None = None,
+        platform: Platform | Profile | None = None,
+    ) -> Comparison:
+        """From the settings of `dali compare`, checked against each other.
+
+        policies, trace, platform  in the place of those that the settings name
+        """
+        scene = read_scene(config, trace, platform)
+        named: dict[str, Policy] = {}
+        for each in read.texts(config, "policies") if policies is None else policies:
+            name = each.name if isinstance(each, Policy) else each
+            if name in named:
+                raise InputError(f"policies: found {name!r} twice, expected each name once")
+            named[name] = each if isinstance(each, Policy) else policy_of(each, config, scene.model)
         scene = with_predictors(scene, named.values(), config)
         baseline = read.text(config, "baseline")
         if baseline not in named:

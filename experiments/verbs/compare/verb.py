@@ -21,9 +21,9 @@ from dali.experiments.simulation import recorded_steps, simulate
 from dali.experiments.verbs.compare import figures, text, what_if
 from dali.experiments.verbs.compare.comparison import Comparison
 from dali.experiments.verbs.compare.sentences import sentences, winner
-from dali.policies.core.planner import Policy
 from dali.policies.costs.measured import Profile
 from dali.policies.costs.roofline import Platform
+from dali.policies.planner import Policy
 from dali.policies.types import InputError
 from dali.traces.workload import Workload
 

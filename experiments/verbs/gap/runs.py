@@ -14,7 +14,7 @@ from dali.experiments.output.summary import summarise
 from dali.experiments.scene import Scene, cost_model, in_policy_units
 from dali.experiments.settings.objects import make_part
 from dali.experiments.simulation import simulate
-from dali.policies.core.planner import Policy
+from dali.policies.planner import Policy
 from dali.sim.bounds import lower_bound
 from dali.traces.workload import Workload
 

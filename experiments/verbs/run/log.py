@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dali.experiments.settings.objects import make_policy
-from dali.policies.core.planner import Planner, replay_log
+from dali.experiments.settings.compose import configuration
+from dali.experiments.settings.objects import policy_of
 from dali.policies.costs.model import CostModel, Overheads
+from dali.policies.planner import Planner, replay_log
 from dali.policies.types import Capacity, InputError, LayerStep, Shape
 from dali.traces.files import replacing
 
@@ -55,9 +56,12 @@ class SavedLog:
     believed: CostModel
 
     def fresh(self) -> Planner:
-        """A planner as the run's was before its first layer step, keeping a log."""
-        sliced = [f"slices={self.origin.slices}"]
-        _, policy = make_policy("run", ["checkpoint=replayed", *sliced], self.origin.policy, self.origin)  # type: ignore
+        """A planner as the run's was before its first layer step, keeping a log.
+
+        InputError for a policy of code from outside: a log is a file, which may name none.
+        """
+        config = configuration("run", ["checkpoint=replayed", f"slices={self.origin.slices}"])
+        policy = policy_of(self.origin.policy, config, self.origin, typed=())
         return Planner(policy, self.shape, self.capacity, self.believed, self.origin.seed, log=True)
 
     def replay(self) -> int | None:

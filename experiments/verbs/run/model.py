@@ -17,7 +17,6 @@ from dali.experiments.settings import read
 from dali.experiments.verbs.run.plan import RunPlan
 from dali.policies.types import InputError
 from dali.runtime.model.moe_layers import moe_layers
-from dali.traces.trace import Trace
 
 Encode = Callable[[str], list[int]]
 Decode = Callable[[Sequence[int]], str]
@@ -64,10 +63,3 @@ def prompts(plan: RunPlan, model: Any, encode: Encode | None) -> Tensor:
     given = [encode(plan.texts[number % len(plan.texts)]) for number in range(lengths.batch)]
     length = lengths.prompt or min(len(ids) for ids in given)
     return torch.tensor([to_length(ids, length) for ids in given])
-
-
-def top_k(model: Any, trace: Trace | None) -> int:
-    """Experts a token, for settings that depend on it; 1 where the model's configuration has no such name."""
-    if trace is not None:
-        return trace.top_k
-    return int(getattr(model.config.get_text_config(), "num_experts_per_tok", None) or 1)

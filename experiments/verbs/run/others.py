@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dali.policies.core.planner import Annotations
+from dali.policies.planner import Annotations
 from dali.policies.types import InputError
 from dali.runtime.device.arena import Arena
 from dali.runtime.execute.layer_steps import ForcedRouting, ForcedSteps

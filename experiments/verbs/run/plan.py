@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +12,19 @@ from omegaconf import DictConfig
 from dali.experiments.extras import runtime_modules
 from dali.experiments.models.fewer_layers import scaled_to_layers
 from dali.experiments.models.prompts import read_prompts
+from dali.experiments.models.sizes import Sizes
 from dali.experiments.scene import Scene, as_routed, with_predictors
-from dali.experiments.settings import read
+from dali.experiments.settings import folders, read
 from dali.experiments.settings.compose import SHIPPED, configuration
-from dali.experiments.settings.objects import make, policy_settings
-from dali.policies.core.planner import Policy
+from dali.experiments.settings.objects import make, policy_of
 from dali.policies.costs.roofline import ModelShape
+from dali.policies.planner import Policy
 from dali.policies.types import InputError
 from dali.traces import tensor_file
 from dali.traces.trace import Trace
 from dali.traces.workload import Workload, load_any
 
 BASELINES = ("accelerate", "all_gpu")
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """MoE layers, experts of each and experts a token."""
-
-    layers: int
-    experts: int
-    top_k: int
 
 
 @dataclass(frozen=True)
@@ -94,8 +85,7 @@ class RunPlan:
         return [(entry, self._policy(entry, sizes)) for entry in self.entries]
 
     def _policy(self, entry: str, sizes: Sizes | None = None) -> Policy:
-        found: Policy = make(policy_settings(entry, self.config, sizes), f"policy {entry}")  # type: ignore[arg-type]
-        return found
+        return policy_of(entry, self.config, sizes)
 
     def slices_of(self, policy: Policy) -> int:
         """Units an expert is cut into under a policy: its number, else the run's ("auto" needs a data sheet)."""
@@ -226,8 +216,8 @@ def _named_trace(overrides: list[str], value: str, field: str) -> Trace:
 def _known(name: str) -> str:
     if "/" in name or Path(name).is_dir():
         return name
-    shapes = sorted(file.name.removesuffix(".yaml") for file in (files("dali.conf") / "model").iterdir())
-    raise InputError(f"model: found {name!r}, expected a folder, a hub id (owner/name) or one of {', '.join(shapes)}")
+    shapes = ", ".join(folders.names("model"))
+    raise InputError(f"model: found {name!r}, expected a folder, a hub id (owner/name) or one of {shapes}")
 
 
 def _baselines(config: DictConfig) -> list[str]:

@@ -12,16 +12,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dali.experiments.models.sizes import Sizes, top_k
 from dali.experiments.profiles import load
 from dali.experiments.scene import expert_popularity
 from dali.experiments.settings import read
 from dali.experiments.verbs.run import log, model
 from dali.experiments.verbs.run.once import Clock, Show, Shown, Timing, memory_suffices, settings
 from dali.experiments.verbs.run.others import all_gpu, check_baselines, with_accelerate
-from dali.experiments.verbs.run.plan import RunPlan, Sizes
-from dali.policies.core.planner import Policy
+from dali.experiments.verbs.run.plan import RunPlan
 from dali.policies.costs.measured import Geometry, Profile
 from dali.policies.costs.model import CostModel
+from dali.policies.planner import Policy
 from dali.policies.types import Floats, InputError
 from dali.runtime.calibrate.calibration import geometry_of
 from dali.runtime.device.bandwidth import copy_bandwidth, read_bandwidth
@@ -79,7 +80,8 @@ class Session:
         self.model, encode, self.decode = model.load(plan)
         self.layers = moe_layers(self.model)
         self._dtype = next(self.layers[0].experts.parameters()).dtype
-        self.sizes = Sizes(len(self.layers), self.layers[0].count, model.top_k(self.model, plan.trace))
+        routed = top_k(self.model) if plan.trace is None else plan.trace.top_k
+        self.sizes = Sizes(len(self.layers), self.layers[0].count, routed)
         self.policies = dict(plan.policies_for(self.sizes))
         self.ids = model.prompts(plan, self.model, encode)
         self.routing = self._forced(plan)

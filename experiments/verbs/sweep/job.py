@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import lru_cache
@@ -19,13 +19,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from dali.experiments.output.summary import summarise
 from dali.experiments.scene import Scene, make_workload, read_scene, with_predictors
-from dali.experiments.settings import read
-from dali.experiments.settings.objects import make, policy_settings
+from dali.experiments.settings import outside, read
+from dali.experiments.settings.objects import make, policy_from, policy_of
 from dali.experiments.simulation import check_memory, simulate
 from dali.experiments.verbs.sweep.request import Request
 from dali.policies.columns import PHASES
-from dali.policies.core.planner import Policy
 from dali.policies.costs.roofline import ModelShape
+from dali.policies.planner import Policy
 from dali.policies.types import InputError
 from dali.sim.engine import Simulation
 from dali.traces.expert_ids import none_id
@@ -40,11 +40,14 @@ class RunFolder:
     """Where one run of a sweep and its jobs meet: the requests, and what became of each.
 
     All of it is in files, so that it is the same whichever launcher runs the jobs, and whichever of them dies.
+
+    typed  code from outside that the sweep's user named: a request may name no other, as files are anybody's
     """
 
-    def __init__(self, path: Path, store: Path) -> None:
+    def __init__(self, path: Path, store: Path, typed: Collection[str] = ()) -> None:
         self.path = path
         self.store = store
+        self.typed = frozenset(typed)
 
     def ask(self, index: int, request: Request, again: bool) -> None:
         """Leave a request; `again` = run it even if its result is stored."""
@@ -60,7 +63,7 @@ class RunFolder:
         # Another sweep may have stored it since this one was planned.
         if content["again"] or not result.exists():
             try:
-                rows = simulate_request(Request(**content["request"]))
+                rows = simulate_request(Request(**content["request"]), self.typed)
             # Whatever a point runs into, the others are to go on; it is recorded with its traceback.
             except Exception as error:
                 trace = "" if isinstance(error, InputError) else traceback.format_exc()
@@ -109,27 +112,28 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def work(path: str, store: str, job: DictConfig) -> None:
-    """Hydra's task function: answer the requests `job.points` of a run folder."""
-    folder = RunFolder(Path(path), Path(store))
+def work(path: str, store: str, typed: Collection[str], job: DictConfig) -> None:
+    """A launcher's task: answer the requests `job.points` of a run folder."""
+    folder = RunFolder(Path(path), Path(store), typed)
     for index in job.points:
         folder.answer(index)
 
 
-def simulate_request(request: Request) -> pd.DataFrame:
-    """One row a policy, batch size, seed and phase, in this order of the request."""
-    rows = [row for seed in request.seeds for row in _simulate_seed(request, seed)]
+def simulate_request(request: Request, typed: Collection[str]) -> pd.DataFrame:
+    """One row a policy, batch size, seed and phase, in this order of the request; InputError for code not `typed`."""
+    outside.check(request.nodes, "request", typed)
+    rows = [row for seed in request.seeds for row in _simulate_seed(request, seed, typed)]
     return pd.DataFrame(rows)
 
 
-def _simulate_seed(request: Request, seed: int) -> Iterator[dict[str, Any]]:
+def _simulate_seed(request: Request, seed: int, typed: Collection[str]) -> Iterator[dict[str, Any]]:
     config = OmegaConf.create(request.config)
     config.seed = seed
     if "seed" in config.trace:
         config.trace.seed = seed
     node = json.dumps(OmegaConf.to_container(config.trace), sort_keys=True)
     scene = read_scene(config, _trace(node, request.trace))
-    policies = {entry: _policy(request, entry, config, scene.model) for entry in request.policies}
+    policies = {entry: _policy(request, entry, config, scene.model, typed) for entry in request.policies}
     scene = with_predictors(scene, policies.values(), config)
     for entry, policy in policies.items():
         check_memory(entry, policy, scene)
@@ -159,12 +163,10 @@ def _trace(node: str, digest: str) -> Trace | Workload:
     return made
 
 
-def _policy(request: Request, entry: str, config: DictConfig, model: ModelShape) -> Policy:
-    settings = request.policies[entry]
+def _policy(request: Request, entry: str, config: DictConfig, model: ModelShape, typed: Collection[str]) -> Policy:
     if (model.layers, model.experts, model.top_k) != (config.model.layers, config.model.experts, config.model.top_k):
-        settings = policy_settings(entry, config, model)
-    made: Policy = make(settings, f"policy {entry}")
-    return made
+        return policy_of(entry, config, model, typed)
+    return policy_from(request.policies[entry], entry, typed)
 
 
 def _about(scene: Scene, config: DictConfig, workload: Workload, batch: int, seed: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from threading import Event, Thread
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from dali.experiments.settings import read
+from dali.experiments.settings import outside, read
 from dali.experiments.settings.compose import configuration
 from dali.experiments.settings.objects import make
 from dali.experiments.settings.shorthand import is_launcher
@@ -104,7 +104,8 @@ def _simulate(
     """Run the requests; the errors by key."""
     if not missing:
         return {}
-    with _run_folder(place, store, keep=launcher.name == "submitit_slurm") as folder:
+    typed = outside.names([each.nodes for each in missing])
+    with _run_folder(place, store, typed, keep=launcher.name == "submitit_slurm") as folder:
         for index, each in enumerate(missing):
             folder.ask(index, each, again)
         try:
@@ -121,12 +122,12 @@ def _simulate(
 
 
 @contextmanager
-def _run_folder(place: Path, store: Path, keep: bool) -> Iterator[RunFolder]:
+def _run_folder(place: Path, store: Path, typed: set[str], keep: bool) -> Iterator[RunFolder]:
     """A folder for one run and its jobs, gone afterwards; kept on an interrupt if jobs may still need it."""
     path = Path(tempfile.mkdtemp(prefix=".run-", dir=place)).absolute()
     kept = False
     try:
-        yield RunFolder(path, store.absolute())
+        yield RunFolder(path, store.absolute(), typed)
     except KeyboardInterrupt:
         kept = keep
         raise

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from dali.experiments.scene import expert_popularity
 from dali.experiments.verbs.validate.sides import EXACT, Side
-from dali.policies.core.planner import Planner, Policy, replay_log
 from dali.policies.costs.measured import Geometry, Profile
 from dali.policies.costs.model import CostModel
+from dali.policies.planner import Planner, Policy, replay_log
 from dali.policies.types import InputError, Shape
 from dali.runtime.calibrate.calibration import geometry_of
 from dali.runtime.calibrate.forward import passes

@@ -17,7 +17,7 @@ from dali.experiments.output.folder import folder, stamp
 from dali.experiments.profiles import load
 from dali.experiments.scene import Scene, with_predictors
 from dali.experiments.settings import read
-from dali.experiments.settings.objects import make, policy_settings
+from dali.experiments.settings.objects import make, policy_of
 from dali.experiments.verbs.validate import figures
 from dali.experiments.verbs.validate.report import Report
 from dali.experiments.verbs.validate.runs import (
@@ -30,7 +30,7 @@ from dali.experiments.verbs.validate.runs import (
     execute,
     speed,
 )
-from dali.policies.core.planner import Policy
+from dali.policies.planner import Policy
 from dali.policies.types import InputError, Shape
 from dali.runtime.device.machine import check_idle, check_same_machine, describe
 from dali.runtime.execute.offload import Offload
@@ -164,7 +164,7 @@ def _maker(config: DictConfig, entry: str, trace: Trace) -> Any:
     )
 
     def fresh() -> Policy:
-        made: Policy = make(policy_settings(entry, config, shape), f"policy {entry}")
+        made = policy_of(entry, config, shape)
         if made.slices not in (None, "auto", config.slices):
             raise InputError(
                 f"policy {entry}: found slices={made.slices}, expected {config.slices} as the run, auto or null: "

@@ -6,100 +6,29 @@ holds, from the copies alone.  A unit that the planner calls resident must lie w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from dali.policies.core.planner import Planner, Policy
-from dali.policies.core.state import STAGING, State
-from dali.policies.costs.model import CostModel, Overheads
-from dali.policies.types import NEVER, Capacity, Copy, CopyKind, LayerPlan, LayerStep, Shape, Status
+from dali.policies.core.state import STAGING
+from dali.policies.planner import Planner, Policy
+from dali.policies.types import Bytes, Copy, CopyKind, LayerPlan, LayerStep, Status
+from dali.testing.watching import watch
+from dali.testing.worlds import World
 
 ABSENT, LANDING, RESIDENT = (int(status) for status in (Status.ABSENT, Status.LANDING, Status.RESIDENT))
-MOST_TOKENS = 40
-
-
-def cost_model(layers: int, cpu=1.0, gpu=0.25, copy=2.0, most: int = MOST_TOKENS) -> CostModel:
-    """CPU job: `cpu` a token; GPU job: `gpu` whatever its tokens; copy: `copy` in every layer, or one a layer."""
-    tokens = np.arange(most + 1.0)
-    free = lambda tokens, sequences, context: 0.0  # noqa: E731
-    copies = np.full(layers, copy) if np.isscalar(copy) else np.array(copy, np.float64)
-    return CostModel(cpu * tokens, cpu * tokens, gpu * np.minimum(tokens, 1.0), copies, copies, Overheads(), free, free)
-
-
-@dataclass
-class World:
-    """A random model, its memory, and what it is asked to run."""
-
-    shape: Shape
-    capacity: Callable[[str], Capacity]
-    cost: CostModel
-    staging: int
-    steps: list[LayerStep]
-
-
-def random_world(rng: np.random.Generator, passes: int = 8, ahead: int = 4, uneven: float = 0.4) -> World:
-    """Up to 4 layers of up to 9 units; memory of one unit up to more than all, with chance `uneven` in bytes."""
-    layers, units = int(rng.integers(1, 5)), int(rng.integers(2, 10))
-    by_bytes = rng.random() < uneven
-    sizes = rng.integers(1, 4, layers) if by_bytes else np.ones(layers, np.int64)
-    popularity = rng.dirichlet(np.ones(units), layers)
-    room = int(rng.integers(sizes.max(), int(sizes.sum()) * units + 3))
-
-    def capacity(scope: str) -> Capacity:
-        if not by_bytes:
-            return Capacity.in_units(room, scope, layers)
-        return Capacity.in_bytes(room if scope == "global" else max(room, layers * int(sizes.min())), scope, sizes)
-
-    cost = cost_model(layers, cpu=rng.uniform(0.1, 2), gpu=rng.uniform(0.01, 1), copy=rng.uniform(0.1, 4, layers))
-    shape = Shape(layers, units, sizes.astype(np.int64), popularity)
-    return World(shape, capacity, cost, int(rng.integers(2, 6)), random_steps(rng, layers, units, passes, ahead))
-
-
-def random_steps(rng: np.random.Generator, layers: int, units: int, passes: int, ahead: int) -> list[LayerStep]:
-    """Layer steps with everything a policy may ask for; predictions are the truth with a fifth of it redrawn."""
-    share = rng.choice([0.2, 0.5, 1.0])
-    truth = rng.integers(1, MOST_TOKENS // 2, (passes, layers, units)) * (rng.random((passes, layers, units)) < share)
-    truth[rng.random((passes, layers)) < 0.05] = 0  # layer steps without any token
-    guess = np.where(rng.random(truth.shape) < 0.2, rng.permuted(truth, axis=2), truth)
-    steps = []
-    for step in range(passes):
-        for layer in range(layers):
-            later = np.zeros((ahead, units), np.float32)
-            known = guess[step, layer + 1 : layer + 1 + ahead]
-            later[: len(known)] = known
-            future = truth[step + 1 :, layer] > 0
-            workload = truth[step, layer].astype(np.int32)
-            active = np.flatnonzero(workload).astype(np.int32)
-            steps.append(
-                LayerStep(
-                    step,
-                    layer,
-                    tokens=int(rng.integers(1, MOST_TOKENS)),
-                    workload=workload,
-                    predicted=later,
-                    router_scores=rng.random(units).astype(np.float32),
-                    next_use=np.where(future.any(0), step + 1 + future.argmax(0), NEVER).astype(np.int32)
-                    if len(future)
-                    else np.full(units, NEVER, np.int32),
-                    order=rng.permutation(active) if rng.random() < 0.5 else None,
-                )
-            )
-    return steps
 
 
 class Checked:
-    """A planner whose every answer is checked against the contract (DESIGN.md).
+    """A planner whose every answer is checked against the contract (DESIGN.md): AssertionError says what is wrong.
 
-    watched  also check that policies only read what they are shown
+    watched  also check that its policies only read what they are shown
     """
 
     def __init__(self, policy: Policy, world: World, seed: int = 0, watched: bool = False) -> None:
-        if watched:
-            _watch(policy)
+        watch(policy, reading=watched)
         self.capacity = world.capacity(policy.cache.scope)
         self.planner = Planner(policy, world.shape, self.capacity, world.cost, seed=seed, log=True)
         self.units = world.shape.units
@@ -115,6 +44,7 @@ class Checked:
     # ---- calls -------------------------------------------------------------------------------------
 
     def begin(self, step: LayerStep) -> LayerPlan:
+        """`Planner.begin`."""
         state, self.layer = self.state, step.layer
         base = step.layer * self.units
         given = _copied(step)
@@ -126,26 +56,29 @@ class Checked:
         active = set(np.flatnonzero(step.workload).tolist())
         gpu, cpu = plan.gpu.tolist(), plan.cpu.tolist()
         assert sorted(gpu + cpu) == sorted(active), "each active unit runs once"
-        assert plan.overlap == self.planner.policy.assignment.overlap
+        assert plan.overlap == self.planner.policy.assignment.overlap, "the plan's overlap is not the assignment's"
         w = step.workload
-        assert cpu == sorted(cpu, key=lambda u: (-w[u], u))
-        assert gpu == sorted(gpu, key=lambda u: (-before[base + u], -w[u], u)), "resident, landing, to copy"
-        assert [before[base + u] for u in gpu[len(gpu) - plan.to_copy :]] == [ABSENT] * plan.to_copy
-        assert all(before[base + u] != ABSENT for u in gpu[: len(gpu) - plan.to_copy])
+        assert cpu == sorted(cpu, key=lambda u: (-w[u], u)), f"CPU order {cpu}: heavier units first"
+        in_order = sorted(gpu, key=lambda u: (-before[base + u], -w[u], u))
+        assert gpu == in_order, f"GPU order {gpu}: resident, landing, to copy, heavier units first in each"
+        absent = [unit for unit in gpu if before[base + unit] == ABSENT]
+        assert gpu[len(gpu) - plan.to_copy :] == absent, f"to copy are {absent}, the plan has {plan.to_copy} of {gpu}"
         # Only staged units of this layer without workload are given up.
         for key in np.flatnonzero(before != self._here()).tolist():
             slot = int(np.flatnonzero(held == key)[0])
-            assert state.group[slot] == STAGING
-            assert key // self.units == step.layer
-            assert key - base not in active
+            idle = key // self.units == step.layer and key - base not in active
+            assert state.group[slot] == STAGING, f"begin gives up key {key}, which stays"
+            assert idle, f"begin gives up staged key {key}, which may still be used"
         self.waiting, self.to_copy = gpu, gpu[len(gpu) - plan.to_copy :]
-        assert np.flatnonzero(state.pinned).tolist() == sorted(base + u for u in active)
+        pinned = np.flatnonzero(state.pinned).tolist()
+        assert pinned == sorted(base + u for u in active), f"pinned are {pinned}, not the active units"
         self.check()
         return plan
 
     def next_copy(self) -> Copy | None:
+        """`Planner.next_copy`."""
         state, n, before = self.state, self.state.n, self._here()
-        assert n.demand_tail - n.demand_head == len(self.to_copy)
+        assert n.demand_tail - n.demand_head == len(self.to_copy), "the queue of demand copies lost one"
         possible = self._possible()
         blocked = n.reusable_count == 0
         owner, group = state.owner.copy(), state.group.copy()
@@ -154,21 +87,23 @@ class Checked:
         if copy is None:
             assert not self.to_copy or (staged and blocked), "a demand copy waits without need"
             assert self.to_copy or not possible, "a prefetch or a swap waits without need"
-            assert np.array_equal(before, self._here())
+            assert np.array_equal(before, self._here()), "a unit moved although nothing is copied"
             return None
         key = copy.layer * self.units + copy.unit
         assert before[key] == ABSENT, "only absent units are copied"
-        assert (state.status[key], state.slot[key]) == (LANDING, copy.slot)
+        assert (state.status[key], state.slot[key]) == (LANDING, copy.slot), "what is copied is not landing in its slot"
         if self.to_copy:
-            assert (copy.kind, copy.layer, copy.unit) == (CopyKind.DEMAND, self.layer, self.to_copy.pop(0))
+            first = (CopyKind.DEMAND, self.layer, self.to_copy.pop(0))
+            assert (copy.kind, copy.layer, copy.unit) == first, f"{copy} goes before the demand copy {first}"
         else:
-            assert (copy.kind, key) == possible[0]
+            assert (copy.kind, key) == possible[0], f"{copy} goes before {possible[0]}"
             staged = copy.kind == CopyKind.PREFETCH
             assert not staged or n.reusable_count >= n.reserve >= 1, "a prefetch takes the reserve of demand copies"
-        assert group[copy.slot] == (STAGING if staged else self.capacity.group_of[copy.layer])
+        place = STAGING if staged else self.capacity.group_of[copy.layer]
+        assert group[copy.slot] == place, f"{copy} goes to a slot of group {group[copy.slot]}, not {place}"
         for gone in np.flatnonzero((before != ABSENT) & (self._here() == ABSENT)).tolist():
             assert before[gone] == RESIDENT, "a unit is taken away before it has landed"
-            assert staged == (group[owner == gone] == STAGING).all()
+            assert staged == (group[owner == gone] == STAGING).all(), f"{copy} pushes out a unit of another group"
             self._may_leave(gone, copy.kind, staged)
         assert not self.running or copy.kind != CopyKind.SWAP or copy.layer != self.layer, "a stale swap"
         self._overwrite(copy)
@@ -208,25 +143,28 @@ class Checked:
         self.flying[copy.slot] = copy
 
     def landed(self, copy: Copy) -> None:
+        """`Planner.landed`."""
         del self.flying[copy.slot]
         self.memory[copy.slot] = copy.layer * self.units + copy.unit
         self.planner.landed(copy)
         self.check()
 
     def computed(self, unit: int) -> None:
-        assert self.waiting.pop(0) == unit
+        """`Planner.computed`."""
+        assert self.waiting.pop(0) == unit, "units are computed in the plan's order"
         key = self.layer * self.units + unit
         assert self.memory[int(self.state.slot[key])] == key, "the kernel read another unit's weights"
         self.planner.computed(unit)
         self.check()
 
     def end(self) -> None:
-        assert not self.waiting
-        assert not self.to_copy
+        """`Planner.end`."""
+        assert not self.waiting, f"units {self.waiting} were not computed"
+        assert not self.to_copy, f"units {self.to_copy} were not copied"
         before = self._here()
         self.planner.end()
         self.running = False
-        assert not self.state.pinned.any()
+        assert not self.state.pinned.any(), "a unit is pinned after the end"
         assert np.all((self._here() == before) | (before != ABSENT)), "end makes nothing resident that was absent"
         staged = self.state.owner[self.state.staged]
         staged = staged[staged >= 0]
@@ -236,45 +174,46 @@ class Checked:
 
     # ---- the state ---------------------------------------------------------------------------------
 
-    def _here(self) -> np.ndarray:
+    def _here(self) -> Bytes:
         return self.state.status.copy()
 
     def check(self) -> None:
         """Slots, owners, memory and stacks tell one story, within the memory there is."""
         s, capacity, n = self.state, self.capacity, self.state.n
         here = np.flatnonzero(s.status != ABSENT)
-        assert np.all(s.slot[s.status == ABSENT] == -1)
-        assert np.array_equal(s.owner[s.slot[here]], here)
+        assert np.all(s.slot[s.status == ABSENT] == -1), "an absent unit has a slot"
+        assert np.array_equal(s.owner[s.slot[here]], here), "a slot's owner is not the unit that lies in it"
         assert np.count_nonzero(s.owner >= 0) == here.size, "a slot without its unit, or a unit in two"
         for group, slots in enumerate(capacity.slots.tolist()):
             mine = np.flatnonzero(s.group == group)
-            assert mine.size == slots
+            assert mine.size == slots, f"group {group} has {mine.size} slots, not its {slots}"
             owners = s.owner[mine]
             layers = owners[owners >= 0] // self.units
-            assert np.all(capacity.group_of[layers] == group)
+            assert np.all(capacity.group_of[layers] == group), f"group {group} holds units of another group"
             used = int(capacity.size[layers].sum())
-            assert used <= capacity.room[group]
-            assert s.room[group] == capacity.room[group] - used
+            assert used <= capacity.room[group], f"group {group} holds {used}, more than its {capacity.room[group]}"
+            assert s.room[group] == capacity.room[group] - used, f"the room left of group {group} is wrong"
             first, count = int(s.empty_base[group]), int(s.empty_count[group])
-            assert sorted(s.empty[first : first + count].tolist()) == mine[owners < 0].tolist()
+            empty = sorted(s.empty[first : first + count].tolist())
+            assert empty == mine[owners < 0].tolist(), f"the empty slots of group {group} are wrong"
         staged = np.flatnonzero(s.group == STAGING)
-        assert staged.size == self.planner.policy.staging
-        assert sorted(s.staged.tolist()) == staged.tolist()
+        assert staged.size == self.planner.policy.staging, f"{staged.size} staging slots"
+        assert sorted(s.staged.tolist()) == staged.tolist(), "the list of staging slots is wrong"
         ring = [int(s.reusable[(n.reusable_head + i) % s.reusable.size]) for i in range(n.reusable_count)]
-        assert sorted(ring) == np.flatnonzero(s.in_reusable).tolist()
+        assert sorted(ring) == np.flatnonzero(s.in_reusable).tolist(), "the ring of reusable slots is wrong"
         for slot in staged.tolist():
             key = int(s.owner[slot])
             if slot in ring and key >= 0:
-                assert s.pinned[key]
-                assert key - self.layer * self.units not in self.waiting
+                done = s.pinned[key] and key - self.layer * self.units not in self.waiting
+                assert done, f"staging slot {slot} is reusable although key {key} is still needed"
             assert slot in ring or key >= 0, "a staging slot is lost"
-        assert np.all(s.status[s.unwanted] == LANDING)
+        assert np.all(s.status[s.unwanted] == LANDING), "an unwanted unit is kept"
         # A slot is written to although nobody owns it: never.  A unit is where the planner says: always.
         for slot, copy in self.flying.items():
-            assert s.owner[slot] == copy.layer * self.units + copy.unit
+            assert s.owner[slot] == copy.layer * self.units + copy.unit, f"{copy} lands where another unit is"
         for key in np.flatnonzero(s.status == RESIDENT).tolist():
-            assert self.memory[int(s.slot[key])] == key
-        assert np.count_nonzero(s.status == LANDING) == len(self.flying)
+            assert self.memory[int(s.slot[key])] == key, f"resident key {key} is not in its slot"
+        assert np.count_nonzero(s.status == LANDING) == len(self.flying), "a unit lands without a copy"
 
 
 def drive(planner: Checked, steps: list[LayerStep], seed: int = 0, depth: int = 2) -> Iterator[None]:
@@ -324,7 +263,7 @@ def _act(planner: Checked, choice: str, queue: list[int], rng: np.random.Generat
 
 
 def run(policy: Policy, world: World, seed: int = 0, depth: int = 2, watched: bool = False) -> Checked:
-    """Drive `policy` through all of `world`."""
+    """Drive a policy through all of a world."""
     planner = Checked(policy, world, seed, watched)
     for _ in drive(planner, world.steps, seed, depth):
         pass
@@ -341,45 +280,6 @@ def full_log(planner: Planner) -> list[tuple[Any, ...]]:
 def decisions(log: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     """A log without the layer steps that were fed in: comparable with `==`."""
     return [(entry[0], *entry[2:]) if entry[0] == "begin" else entry for entry in log]
-
-
-def arrays(state: State) -> dict[str, np.ndarray]:
-    """What the state keeps, by name: the arrays themselves, and the single numbers as one."""
-    kept = {name: value for name, value in state._asdict().items() if not isinstance(value, int)}
-    return kept | {"n": state.n.numbers}
-
-
-# ---- policies only read ------------------------------------------------------------------------------
-
-MAY_PLACE = {"demand_to", "victim_first", "victim_count", "victims"}
-
-
-def _watch(policy: Policy) -> None:
-    """From now on the objects of `policy` are watched: what a policy may only read must not change."""
-    for part in (policy.assignment, policy.prefetch, policy.cache):
-        for name in ("assign", "rank", "observe", "swaps", "place"):
-            if hasattr(part, name) and name not in vars(part):
-                setattr(part, name, _watched(getattr(part, name), MAY_PLACE if name == "place" else set()))
-
-
-def _watched(method: Callable[..., Any], may: set[str]) -> Callable[..., Any]:
-    def call(view: Any) -> Any:
-        before = _seen(view, may)
-        answer = method(view)
-        after = _seen(view, may)
-        for name, value in before.items():
-            assert np.array_equal(value, after[name]), f"{method.__qualname__} changed {name}"
-        return answer
-
-    return call
-
-
-def _seen(view: Any, may: set[str]) -> dict[str, Any]:
-    seen = {name: value.copy() for name, value in arrays(view.state).items() if name not in may | {"log"}}
-    for name in ("cpu_time", "gpu_time", "workload", "active", "predicted", "router_scores", "next_use"):
-        value = getattr(view, name)
-        seen["view." + name] = None if value is None else value.copy()
-    return seen
 
 
 def _copied(step: LayerStep) -> SimpleNamespace:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from dali.policies.core.jit import kernel
-from dali.policies.types import Bools, Floats, Ints, LayerView, Status
+from dali.policies.types import Bools, Floats, Ints, Status
+from dali.policies.view import LayerView
 
 
 @kernel

@@ -25,19 +25,8 @@ from dali.policies.core.state import LOG_LANDED, LOG_NEXT, NONE, State, fill, ne
 from dali.policies.core.transitions import begin_step, computed, end_step, landed, next_copy, plan_step, queue_hints
 from dali.policies.costs.model import CostModel
 from dali.policies.require import require_count
-from dali.policies.types import (
-    AssignmentPolicy,
-    Capacity,
-    Copy,
-    CopyKind,
-    InputError,
-    Ints,
-    LayerPlan,
-    LayerStep,
-    LayerView,
-    PrefetchPolicy,
-    Shape,
-)
+from dali.policies.types import Capacity, Copy, CopyKind, InputError, Ints, LayerPlan, LayerStep, Shape
+from dali.policies.view import AssignmentPolicy, LayerView, PrefetchPolicy
 
 
 class Annotations(TypedDict):
@@ -62,7 +51,7 @@ class Policy:
     swaps_first   whether the link serves swaps before prefetches
     attention_on  "gpu" or "cpu": where decode attention runs; a driver's business, no policy reads it
     slices        units an expert is cut into, a driver's business too: a number, "auto" = what
-                  `policies.costs.slicing` chooses for the model, machine and batch, None = as the run says
+                  `policies.slicing` chooses for the model, machine and batch, None = as the run says
     """
 
     name: str
