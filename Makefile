@@ -23,8 +23,9 @@ sweep: .venv/sweep ## the paper's evaluation and beyond, on all cores; goes on w
 bench: .venv/dev ## measure the speed of simulator and planner
 	$(BIN)/dali bench $(ARGS)
 
+# Each process compiles the kernels once if none are cached, so more than a few cost more than they save.
 test: .venv/dev ## run all tests
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile $(ARGS)
 
 test-slow: .venv/dev ## run the tests that take minutes
 	$(BIN)/pytest -m slow $(ARGS)

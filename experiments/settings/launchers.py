@@ -28,7 +28,7 @@ _QUIET = (
 )
 
 
-class Stopped(Exception):
+class LauncherStopped(Exception):
     """A launcher ended before all of its jobs had: one of them died, or there is no cluster.  The message says why."""
 
 
@@ -46,7 +46,7 @@ def launch(
     overrides  those of `shorthand.is_launcher`, which choose the launcher and set it
     place      an existing folder; logs  where submitit keeps what its jobs print
 
-    Raises Stopped, and what a task raised.
+    Raises LauncherStopped, and what a task raised.
     """
     mine = [*_QUIET, f"hydra.sweep.dir={quoted(str(place))}"]
     if launcher_name(overrides).startswith("submitit"):
@@ -64,7 +64,7 @@ def launch(
             returns = launcher.launch([list(job) for job in jobs], 0)
         # What joblib and submitit raise for a dead job, and submitit where there is no Slurm.
         except RuntimeError as error:
-            raise Stopped(" ".join(str(error).split()) or type(error).__name__) from error
+            raise LauncherStopped(" ".join(str(error).split()) or type(error).__name__) from error
     for each in returns:
         if each.status is JobStatus.FAILED:
             raise each._return_value

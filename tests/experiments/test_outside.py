@@ -148,7 +148,7 @@ def test_a_wrong_name_is_one_line(here, entry, said):
 def test_a_part_of_another_kind_is_refused():
     settings = OmegaConf.to_container(policy_settings("dali", configuration("compare", [])))
     settings["prefetch"] = settings["assignment"]
-    with pytest.raises(InputError, match=r"policy dali: found Greedy as prefetch, expected a dali\.policies\.types\."):
+    with pytest.raises(InputError, match=r"policy dali: found Greedy as prefetch, expected a dali\.policies\.view\."):
         policy_from(settings, "dali")
 
 

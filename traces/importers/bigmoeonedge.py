@@ -28,7 +28,7 @@ _TURN, _PHASE, _STEP, _LAYER, _SLOT, _EXPERT, _RESIDENCY = range(7)
 
 
 @dataclass(frozen=True)
-class _Table:
+class _Recording:
     """Rows of the file: integer columns [N, 7] as numbered above, weights [N], and (turn, phase, step) by token."""
 
     metadata: Metadata
@@ -77,11 +77,11 @@ def residency(path: str | Path) -> Ints:
     return record
 
 
-def _cells(table: _Table) -> tuple[NDArray[np.int64], ...]:
+def _cells(table: _Recording) -> tuple[NDArray[np.int64], ...]:
     return table.token_of, table.columns[:, _LAYER], table.columns[:, _SLOT]
 
 
-def _read(path: Path, model: str | None) -> _Table:
+def _read(path: Path, model: str | None) -> _Recording:
     comments: list[str] = []
     places: list[str] = []
     rows: list[tuple[int, ...]] = []
@@ -108,7 +108,7 @@ def _read(path: Path, model: str | None) -> _Table:
     columns = np.array(rows, np.int64)
     _check(columns, metadata, places)
     tokens, token_of = np.unique(columns[:, [_TURN, _PHASE, _STEP]], axis=0, return_inverse=True)
-    return _Table(metadata, columns, np.array(weights), tokens, token_of.reshape(-1))
+    return _Recording(metadata, columns, np.array(weights), tokens, token_of.reshape(-1))
 
 
 def _weight(where: str, text: str) -> float:

@@ -37,7 +37,7 @@ RESERVE = 2e9
 BUSY_PERCENT = 10
 
 
-class Check(NamedTuple):
+class Advice(NamedTuple):
     """Something that should be so; remedy: what to do where it is not."""
 
     what: str
@@ -120,35 +120,35 @@ def wire(details: dict[str, str]) -> float | None:
         return None
 
 
-def checks(machine: Facts, model: ModelShape) -> list[Check]:
+def checks(machine: Facts, model: ModelShape) -> list[Advice]:
     """What should be so for running a model with its experts in host memory."""
     experts = model.layers * model.experts * model.unit_bytes()
     found = [
-        Check(
+        Advice(
             "CUDA",
             machine.gpu is not None,
             machine.gpu or "no device",
             "Without one, device=cpu runs for correctness only; else install a driver and a CUDA build of torch.",
         ),
-        Check(
+        Advice(
             "host memory",
             machine.host_free >= experts,
             f"{machine.host_free / 1e9:.0f} GB free of {experts / 1e9:.0f} GB for the experts of {model.name}",
             "Cut layers (layers=N), or choose a smaller model or dtype.",
         ),
-        Check(
+        Advice(
             "CPU kernels",
             machine.amx or "AVX512" in machine.isa,
             kernels(machine),
             "CPU units will be slow in bfloat16: policies will prefer copies; dtype=float32 may be faster.",
         ),
-        Check(
+        Advice(
             "threads",
             machine.threads <= machine.cores,
             f"{machine.threads} threads on {machine.cores} cores",
             f"Set cpu_threads={machine.cores} or less, or OMP_NUM_THREADS.",
         ),
-        Check(
+        Advice(
             "quiet CPU",
             machine.load < 0.5,
             f"{machine.load:.1f} waiting processes a core",
@@ -161,19 +161,19 @@ def checks(machine: Facts, model: ModelShape) -> list[Check]:
     speed = wire(machine.gpu_details)
     return [
         *found,
-        Check(
+        Advice(
             "pinned memory",
             machine.locked is None or machine.locked >= experts,
             "no limit" if machine.locked is None else f"{machine.locked / 1e9:.2f} GB may be pinned",
             "Copies from pageable memory are slow: ulimit -l unlimited, or memlock in /etc/security/limits.conf.",
         ),
-        Check(
+        Advice(
             "link speed",
             speed is None or machine.link >= LINK_SHARE * speed,
             f"{machine.link / 1e9:.1f} GB/s" + ("" if speed is None else f" of {speed / 1e9:.1f} on the wire"),
             "Check the slot's width, the generation set in the firmware, and that memory and GPU share a socket.",
         ),
-        Check(
+        Advice(
             "idle GPU",
             machine.gpu_busy is None or machine.gpu_busy <= BUSY_PERCENT,
             "unknown" if machine.gpu_busy is None else f"{machine.gpu_busy} % busy",

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dali.experiments.settings.launchers import Stopped, launch, launcher_name
+from dali.experiments.settings.launchers import LauncherStopped, launch, launcher_name
 from dali.experiments.verbs.sweep.job import RunFolder, work
 from dali.policies.types import InputError
 
@@ -73,7 +73,7 @@ class Launcher:
         task = partial(work, str(folder.path), str(folder.store), sorted(folder.typed))
         try:
             launch(self.overrides, task, [[f"+points={job}"] for job in jobs], folder.path, _logs(folder))
-        except Stopped as stopped:
+        except LauncherStopped as stopped:
             _wait(folder, self.name)
             return str(stopped)
         return ""
