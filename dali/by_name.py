@@ -41,5 +41,6 @@ def _sizes(model: str | ModelShape | PreTrainedModel | None) -> Sized | None:
         return None
     if isinstance(model, ModelShape):
         return model
-    found: Sized = runtime_modules("dali.experiments.models.sizes", "transformers")[0].sizes_of(model)
+    *_, sizes = runtime_modules("torch", "transformers", "dali.experiments.models.sizes")
+    found: Sized = sizes.sizes_of(model)
     return found

@@ -7,8 +7,6 @@ from typing import Any
 
 from dali.policies.types import InputError
 
-# ---- objects ---------------------------------------------------------------------------------------
-
 
 def runtime_modules(*names: str) -> list[Any]:
     """Modules that run a model, imported; InputError where torch or transformers is not installed."""
