@@ -98,6 +98,7 @@ def _located(kind: str, name: str) -> Any:
 
 def current_folder_importable() -> None:
     """As with `python -m`, but after all that is installed: a folder may hold any names."""
+    importlib.invalidate_caches()  # a file may have been written a moment ago
     here = os.getcwd()
     if here not in sys.path and "" not in sys.path:
         sys.path.append(here)
