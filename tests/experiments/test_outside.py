@@ -14,6 +14,7 @@ from dali.experiments.cli import main
 from dali.experiments.settings import outside
 from dali.experiments.settings.compose import configuration
 from dali.experiments.settings.objects import make, make_part, make_policy, policy_from, policy_of, policy_settings
+from dali.experiments.verbs.run.log import LogOrigin, SavedLog
 from dali.experiments.verbs.sweep import points
 from dali.experiments.verbs.sweep.job import RunFolder
 from dali.experiments.verbs.sweep.request import request
@@ -250,6 +251,14 @@ def test_an_entry_of_a_stranger_is_refused(here):
         with pytest.raises(InputError, match="found code 'plain_module"):
             policy_of(entry, config, typed=())
     assert policy_of("dali", config, typed=()).name == "dali"
+    assert "plain_module" not in sys.modules
+
+
+def test_a_log_may_name_none(here):
+    """The policy of a planner's log is text in a file."""
+    origin = LogOrigin("plain_module:FINISHED", layers=3, experts=8, top_k=2, slices=1, seed=0)
+    with pytest.raises(InputError, match="found code 'plain_module:FINISHED' in a file"):
+        SavedLog(origin, [], None, None, None).fresh()
     assert "plain_module" not in sys.modules
 
 
