@@ -7,82 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from dali.policies.costs.model import CostModel, Overheads
+
+# Configurations, saved profiles and results name the class here.
+from dali.policies.costs.model_shape import ModelShape as ModelShape
+from dali.policies.costs.model_shape import require_positive
 from dali.policies.types import Floats, InputError
-
-
-def _require_positive(owner: str, **values: float) -> None:
-    for name, value in values.items():
-        if not isinstance(value, int | float) or not 0 < value < float("inf"):
-            raise InputError(f"{owner}.{name}: found {value!r}, expected a positive number")
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """A mixture-of-experts transformer, as far as time and memory depend on it (`conf/model`).
-
-    layers            MoE layers L
-    experts, top_k    routed experts a layer, and how many a token uses
-    hidden            width of the residual stream
-    expert_width      inner width of one routed expert
-    expert_bits       bits a routed-expert weight takes, scales included
-    dense_bits        bits of every other weight
-    gated             True: gate, up and down projections; False: up and down
-    shared_width      inner width of all shared experts of a layer together (0 = none)
-    attention_params  weights of one layer's attention
-    attention_width   heads x (query-key + value dimension) / 2; arithmetic per token and position = 4 x this
-    kv_bytes          bytes one token adds to one layer's KV cache
-    dense_layers      layers without experts, dense_width their inner width
-    vocabulary        rows of the output head
-    predictor_recall  published recall of the true top-k, one layer ahead, by predictor source
-    """
-
-    name: str
-    layers: int
-    experts: int
-    top_k: int
-    hidden: int
-    expert_width: int
-    expert_bits: float
-    dense_bits: float
-    gated: bool
-    shared_width: int
-    attention_params: int
-    attention_width: int
-    kv_bytes: int
-    dense_layers: int
-    dense_width: int
-    vocabulary: int
-    predictor_recall: dict[str, float]
-
-    def __post_init__(self) -> None:
-        _require_positive(
-            "model",
-            layers=self.layers,
-            experts=self.experts,
-            top_k=self.top_k,
-            hidden=self.hidden,
-            expert_width=self.expert_width,
-            expert_bits=self.expert_bits,
-            dense_bits=self.dense_bits,
-            attention_params=self.attention_params,
-            vocabulary=self.vocabulary,
-        )
-        if self.top_k > self.experts:
-            raise InputError(f"model.top_k: found {self.top_k}, expected at most the {self.experts} experts")
-        for source, recall in self.predictor_recall.items():
-            if not 0 <= recall <= 1:
-                raise InputError(f"model.predictor_recall.{source}: found {recall}, expected a share between 0 and 1")
-
-    @property
-    def expert_params(self) -> int:
-        """Weights of one routed expert."""
-        return (3 if self.gated else 2) * self.hidden * self.expert_width
-
-    def unit_bytes(self, slices: int = 1) -> int:
-        """Bytes of one unit."""
-        if slices < 1 or self.expert_width % slices:
-            raise InputError(f"slices: found {slices}, expected a divisor of expert_width {self.expert_width}")
-        return int(self.expert_params * self.expert_bits / 8) // slices
 
 
 @dataclass(frozen=True)
@@ -101,7 +30,7 @@ class Processor:
     job_overhead_us: float
 
     def __post_init__(self) -> None:
-        _require_positive(
+        require_positive(
             "processor",
             bandwidth_gbs=self.bandwidth_gbs,
             tflops=self.tflops,
@@ -144,9 +73,7 @@ class Platform:
     merge_us: float
 
     def __post_init__(self) -> None:
-        _require_positive(
-            "platform", gpu_memory_gb=self.gpu_memory_gb, cpu_cores=self.cpu_cores, link_gbs=self.link_gbs
-        )
+        require_positive("platform", gpu_memory_gb=self.gpu_memory_gb, cpu_cores=self.cpu_cores, link_gbs=self.link_gbs)
         for name in ("copy_latency_us", "issue_gap_us", "readback_us", "planning_us", "merge_us"):
             if getattr(self, name) < 0:
                 raise InputError(f"platform.{name}: found {getattr(self, name)}, expected at least 0")
@@ -189,18 +116,11 @@ def roofline(
     link = platform.link_gbs * 1e9
     cpu_left, link_left = shared_bandwidth(platform.cpu.bandwidth, link)
     latency = platform.copy_latency_us * 1e-6
-    layer_params = model.attention_params + 3 * model.hidden * model.shared_width + model.hidden * model.experts
-    outside_params = (
-        model.dense_layers * (model.attention_params + 3 * model.hidden * model.dense_width)
-        + model.vocabulary * model.hidden
-    )
 
-    def on_gpu(params: int, layers: int, tokens: int, sequences: int, context: float) -> float:
-        attended = sequences * context
-        read = params * model.dense_bits / 8
+    def on_gpu(params: int, read: float, layers: int, tokens: int, sequences: int, context: float) -> float:
         work = 2.0 * tokens * params
-        cache = layers * attended * model.kv_bytes
-        products = layers * 4.0 * model.attention_width * tokens * context
+        cache = layers * sequences * model.attention_bytes(context)
+        products = layers * 4.0 * model.attention_width * tokens * model.attended(context)
         if attention_on == "cpu" and tokens == sequences:
             crossing = layers * (2 * latency + 2 * tokens * activation_bytes / link)
             attention = float(platform.cpu.seconds(cache, products)) + platform.cpu.job_overhead_us * 1e-6 + crossing
@@ -209,10 +129,10 @@ def roofline(
         return float(platform.gpu.seconds(read, work)) + platform.gpu.job_overhead_us * 1e-6 + attention
 
     def dense(tokens: int, sequences: int, context: float) -> float:
-        return on_gpu(layer_params, 1, tokens, sequences, context)
+        return on_gpu(model.layer_params, model.layer_bytes, 1, tokens, sequences, context)
 
     def per_step(tokens: int, sequences: int, context: float) -> float:
-        return on_gpu(outside_params, model.dense_layers, tokens, sequences, context)
+        return on_gpu(model.outside_params, model.outside_bytes, model.dense_layers, tokens, sequences, context)
 
     return CostModel(
         cpu=table(platform.cpu),
