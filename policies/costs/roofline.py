@@ -8,7 +8,10 @@ import numpy as np
 
 from dali.policies.costs.engine import IDEAL, Kernels, ServingEngine
 from dali.policies.costs.model import CostModel, Overheads
-from dali.policies.costs.model_shape import ModelShape, require_positive
+
+# Configurations, saved profiles and results name the class here.
+from dali.policies.costs.model_shape import ModelShape as ModelShape
+from dali.policies.costs.model_shape import require_positive
 from dali.policies.types import Floats, InputError
 
 
@@ -77,9 +80,7 @@ class Platform:
     host_memory_gb: float | None = None
 
     def __post_init__(self) -> None:
-        require_positive(
-            "platform", gpu_memory_gb=self.gpu_memory_gb, cpu_cores=self.cpu_cores, link_gbs=self.link_gbs
-        )
+        require_positive("platform", gpu_memory_gb=self.gpu_memory_gb, cpu_cores=self.cpu_cores, link_gbs=self.link_gbs)
         for name in ("copy_latency_us", "issue_gap_us", "readback_us", "planning_us", "merge_us"):
             if getattr(self, name) < 0:
                 raise InputError(f"platform.{name}: found {getattr(self, name)}, expected at least 0")

@@ -194,14 +194,12 @@ def gpu_memory(model: ModelShape, expert_bytes: int, sequences: int, length: int
 
     Working memory of kernels and libraries is not in it.
     """
-    layer = model.attention_params + 3 * model.hidden * model.shared_width + model.hidden * model.experts
-    outside = model.dense_layers * (model.attention_params + 3 * model.hidden * model.dense_width)
-    # Output head and embedding.
-    dense = model.layers * layer + outside + 2 * model.vocabulary * model.hidden
+    embedding = 0.0 if model.tied else model.head_bytes
+    cached = (model.layers + model.dense_layers) * sequences * model.cache_bytes(length)
     parts = {
         "gpu_experts_gb": expert_bytes / 1e9,
-        "gpu_dense_gb": dense * model.dense_bits / 8 / 1e9,
-        "gpu_kv_gb": (model.layers + model.dense_layers) * model.kv_bytes * sequences * length / 1e9,
+        "gpu_dense_gb": (model.layers * model.layer_bytes + model.outside_bytes + embedding) / 1e9,
+        "gpu_kv_gb": cached / 1e9,
     }
     return {**parts, "gpu_memory_gb": sum(parts.values())}
 
