@@ -66,6 +66,7 @@ class ServingEngine:
                      for each unit
     readback_us, planning_us, merge_us  None = the platform's
     step_us          once a step: sampling, the next step's inputs
+    copy_us          from the call of a copy to its first byte, once each expert; None = the platform's copy latency
     link_share       share of the platform's link bandwidth that copies reach (pageable memory: about a half)
     copies_overlap   False: no copy is under way while the GPU computes
     copy_from        copies of absent experts begin at so many tokens a step; None = never.  copy_from_scaled: this is
@@ -73,9 +74,13 @@ class ServingEngine:
     copies_whole_layer  True: a layer's inactive experts are copied too
     parallel         False: the GPU's units of a layer step run before the CPU's
     tensor_parallel  True: several GPUs share every layer; False: they take turns, by layers
+    caches_by_copy   True: an expert that its cache in GPU memory misses is copied and runs there; False: the CPU runs it
+    global_cache     True: the cache is one pool; False: every layer has its slots
     streams_from     prefill from so many tokens a step streams whole layers to the GPU ahead of use; None = never
     prefill_chunk    tokens that a long prompt is cut into, where its user says nothing; None = one step
-    sources          where each constant comes from; fitted_on: series of published speeds they were fitted to
+    sources          where each constant comes from
+    fitted           {constant: (prior, factor)}: which were fitted to published speeds, from what prior, known to what
+                     factor; fitted_on: the series of those speeds
     """
 
     name: str
@@ -94,6 +99,7 @@ class ServingEngine:
     planning_us: float | None = None
     merge_us: float | None = None
     step_us: float = 0.0
+    copy_us: float | None = None
     link_share: float = 1.0
     copies_overlap: bool = True
     copy_from: int | None = None
@@ -101,9 +107,12 @@ class ServingEngine:
     copies_whole_layer: bool = False
     parallel: bool = True
     tensor_parallel: bool = False
+    caches_by_copy: bool = False
+    global_cache: bool = False
     streams_from: int | None = None
     prefill_chunk: int | None = None
     sources: Mapping[str, str] = field(default_factory=dict)
+    fitted: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     fitted_on: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -120,7 +120,7 @@ def roofline(
     activation_bytes = 2.0 * model.hidden
     link = platform.link_gbs * 1e9 * engine.link_share * together
     cpu_left, link_left = shared_bandwidth(cpu.bandwidth, link)
-    latency = platform.copy_latency_us * 1e-6
+    latency = _or(engine.copy_us, platform.copy_latency_us)
     handover = _or(engine.handover_us, platform.copy_latency_us)
     launched = engine.launches * engine.launch_us * 1e-6
     job = 0.0 if engine.launches else gpu.job_overhead_us * 1e-6
