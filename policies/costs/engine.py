@@ -67,7 +67,9 @@ class ServingEngine:
     readback_us, planning_us, merge_us  None = the platform's
     step_us          once a step: sampling, the next step's inputs
     copy_us          from the call of a copy to its first byte, once each expert; None = the platform's copy latency
-    link_share       share of the platform's link bandwidth that copies reach (pageable memory: about a half)
+    link_share       share of the platform's link bandwidth that copies reach
+    copy_gbs         GB/s that copies reach at most, however fast the link is: from pageable memory the driver first
+                     moves them to a buffer of its own, with one core; None = as fast as the link
     copies_overlap   False: no copy is under way while the GPU computes
     copy_from        copies of absent experts begin at so many tokens a step; None = never.  copy_from_scaled: this is
                      multiplied by experts / top-k (ik_llama.cpp)
@@ -101,6 +103,7 @@ class ServingEngine:
     step_us: float = 0.0
     copy_us: float | None = None
     link_share: float = 1.0
+    copy_gbs: float | None = None
     copies_overlap: bool = True
     copy_from: int | None = None
     copy_from_scaled: bool = False
@@ -116,9 +119,10 @@ class ServingEngine:
     fitted_on: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("attention", "link_share"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise InputError(f"engine.{name}: found {getattr(self, name)}, expected a positive number")
+        for name in ("attention", "link_share", "copy_gbs"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise InputError(f"engine.{name}: found {value}, expected a positive number")
         for name, value in vars(self).items():
             if name.endswith(("_us", "launches", "_from", "_chunk")) and value is not None and not 0 <= value < 1e9:
                 raise InputError(f"engine.{name}: found {value}, expected at least 0")

@@ -118,7 +118,7 @@ def roofline(
     gpu, cpu = platform.gpu.times(together), platform.cpu
     unit_bytes = model.unit_bytes(slices)
     activation_bytes = 2.0 * model.hidden
-    link = platform.link_gbs * 1e9 * engine.link_share * together
+    link = min(platform.link_gbs * engine.link_share, engine.copy_gbs or np.inf) * 1e9 * together
     cpu_left, link_left = shared_bandwidth(cpu.bandwidth, link)
     latency = _or(engine.copy_us, platform.copy_latency_us)
     handover = _or(engine.handover_us, platform.copy_latency_us)

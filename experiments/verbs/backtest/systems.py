@@ -42,11 +42,12 @@ class System:
 
 
 def free_gb(model: ModelShape, gpu_memory_gb: float, context: int) -> float:
-    """GPU memory left for experts beside dense weights, the KV cache of `context` tokens and what is kept free."""
-    cache = model.layers * model.cache_bytes(context)
-    embedding = 0.0 if model.tied else model.head_bytes  # stays in host memory
-    dense = model.layers * model.layer_bytes + model.outside_bytes
-    return gpu_memory_gb - KEPT_GB - (dense + cache) / GB + 0 * embedding
+    """GPU memory left for experts beside dense weights, the KV cache of `context` tokens and what is kept free.
+
+    The embedding stays in host memory.
+    """
+    dense = model.layers * (model.layer_bytes + model.cache_bytes(context)) + model.outside_bytes
+    return gpu_memory_gb - KEPT_GB - dense / GB
 
 
 def system(
@@ -54,6 +55,7 @@ def system(
 ) -> System:
     """The policy of a placement; InputError where the row does not say enough."""
     layers, experts = model.layers, model.experts
+    free = None if gpu_memory_gb is None else max(0.0, free_gb(model, gpu_memory_gb, context))
     split = LayerSplit(engine.copies_from(experts, model.top_k))
     if isinstance(placement, AllGpu):
         return _made("all_on_gpu", split, WholeLayers(), layers * experts)
@@ -66,11 +68,11 @@ def system(
     if isinstance(placement, FitMemory):
         return _made("fit", split, WholeLayers(), _fitting(placement, model, gpu_memory_gb, context) * experts)
     if isinstance(placement, Share):
-        return _share(placement, model, split)
+        return _share(placement, model, split, free)
     if isinstance(placement, Hot):
         return _made("hot", split, Static("layer", "popular"), min(placement.n, experts) * layers)
     assert isinstance(placement, SlotCache)
-    return _slot_cache(placement, model, engine, gpu_memory_gb, context)
+    return _slot_cache(placement, model, engine, free)
 
 
 def _made(name: str, assignment: Assignment, cache: Cache, slots: int, staging: int = STAGING) -> System:
@@ -86,13 +88,15 @@ def _fitting(placement: FitMemory, model: ModelShape, gpu_memory_gb: float | Non
     return int(min(model.layers, max(0.0, room / a_layer)))
 
 
-def _share(placement: Share, model: ModelShape, split: LayerSplit) -> System:
+def _share(placement: Share, model: ModelShape, split: LayerSplit, free: float | None) -> System:
     if placement.a_layer is not None:
         slots = min(placement.a_layer, model.experts) * model.layers
     elif placement.share is not None:
         slots = round(placement.share * model.layers * model.experts)
+    elif free is not None:
+        slots = min(model.layers * model.experts, int(free * GB / model.unit_bytes()))
     else:
-        raise InputError("share of experts on the GPU: found none said, expected one")
+        raise InputError("share of experts on the GPU: found none said, expected one or the GPU's memory")
     cache: Cache
     if placement.rule == "front-loading":
         slots, cache = round(slots / model.experts) * model.experts, WholeLayers()
@@ -105,10 +109,7 @@ def _share(placement: Share, model: ModelShape, split: LayerSplit) -> System:
     return _made(placement.rule, split, cache, slots)
 
 
-def _slot_cache(
-    placement: SlotCache, model: ModelShape, engine: ServingEngine, gpu_memory_gb: float | None, context: int
-) -> System:
-    layers = model.layers if placement.cpu_layers is None else min(placement.cpu_layers, model.layers)
+def _slot_cache(placement: SlotCache, model: ModelShape, engine: ServingEngine, free: float | None) -> System:
     if placement.slots is not None:
         a_layer = placement.slots / (3 if placement.of_matrices else 1)
         slots = round(a_layer * model.layers)
@@ -116,8 +117,8 @@ def _slot_cache(
         slots = round(placement.share * model.layers * model.experts)
     elif placement.gb is not None:
         slots = int(placement.gb * GB / model.unit_bytes())
-    elif gpu_memory_gb is not None:
-        slots = int(max(0.0, free_gb(model, gpu_memory_gb, context)) * GB / model.unit_bytes())
+    elif free is not None:
+        slots = int(free * GB / model.unit_bytes())
     else:
         raise InputError("slots of the expert cache: found none said, expected a number, a size or the GPU's memory")
     slots = min(slots, model.layers * model.experts)
