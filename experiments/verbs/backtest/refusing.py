@@ -17,7 +17,10 @@ DRAFTER = "speculative drafter"
 NOT_PRICED = "not priced"
 
 _LARGER = r"(?:larger|bigger) than (?:the )?(?:ram|host memory)|about the size of the model"
-_DISK = rf"{_LARGER}|disk[- ]bound|disk reads?|(?:from|on) (?:the |an )?(?:disk|ssd)\b|\bnvme\b|\brss\b|\bswap(?:s|ped|ping)?\b"
+_DISK = (
+    rf"{_LARGER}|disk[- ]bound|disk reads?|(?:from|on) (?:the |an )?(?:disk|ssd)\b|\bnvme\b|\brss\b|"
+    r"\bswap(?:s|ped|ping)?\b"
+)
 _PAGING = (
     r"\buvm\b|unified memory|driver paging|paged by the driver|\bspill(?:s|ed)?\b|shared gpu memory|sysmem fallback"
 )
