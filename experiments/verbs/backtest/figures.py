@@ -134,9 +134,9 @@ def _over_knob(axes: Axes, rows: pd.DataFrame, colour: str) -> None:
     axes.plot(at, guess, "o-", color=colour, markersize=3.5, linewidth=1)
     axes.plot(at, scale * guess, "--", color=colour, linewidth=1)
     if scaled and at.min() > 0 and at.max() > 20 * at.min():
-        logarithmic(axes.xaxis)
+        logarithmic(axes.xaxis, between=(1, 3))
     elif not scaled:
-        axes.set_xticks(at, [str(value)[:18] for value in rows["knob_value"]], rotation=20, ha="right", fontsize=6)
+        axes.set_xticks(at, [str(value)[:26] for value in rows["knob_value"]], rotation=20, ha="right", fontsize=6)
     axes.set_ylim(bottom=0)
     axes.set_xlabel(str(rows["knob"].iloc[0])[:44], fontsize=7)
     axes.tick_params(labelsize=7)
@@ -162,9 +162,9 @@ def errors(known: pd.DataFrame, colours: dict[str, str]) -> Figure:
         for at, name in enumerate(names):
             rows = known[(known["engine"] == name) & (known["phase"] == phase)]
             _strip(axes, rows, at, colours[name])
-        axes.axvspan(1 / (1 + BAND), 1 + BAND, color=OTHER, alpha=0.35, linewidth=0)
+        axes.axvspan(1 - BAND, 1 + BAND, color=OTHER, alpha=0.35, linewidth=0)
         axes.axvline(1, color="black", linewidth=0.8)
-        logarithmic(axes.xaxis, between=(1, 2, 5))
+        logarithmic(axes.xaxis, between=(1, 1.5, 2, 3, 5, 7))
         axes.set(title=phase, xlabel="predicted over measured", ylim=(len(names) - 0.5, -0.5))
         axes.set_yticks(range(len(names)), names)
         axes.spines[["top", "right"]].set_visible(False)

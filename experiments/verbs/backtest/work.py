@@ -42,8 +42,8 @@ def batch(row: Row) -> int | None:
         return whole(together)
     if row.batch.strip().lower() in ("pp", "tg"):
         return 1
-    found = whole(row.batch)
-    return found if found else None
+    found = whole(re.sub(r"^(?:bs|batch(?: size)?)\s*[=:]?\s*", "", row.batch.strip(), flags=re.IGNORECASE))
+    return found or None
 
 
 def copy_rule(row: Row) -> CopyRule:
