@@ -30,7 +30,7 @@ def chosen(row: Row, column: str) -> str:
 
 
 def _options(text: str) -> list[str]:
-    return [part.strip() for part in re.split(r"\s+/\s+|\s+or\s+|\s+and\s+", text)]
+    return [part.strip() for part in re.split(r"\s+/\s+", text)]
 
 
 def _place(row: Row, options: list[str], text: str) -> int:

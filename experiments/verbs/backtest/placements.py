@@ -93,11 +93,12 @@ _WORDS: tuple[tuple[str, _Made], ...] = (
     (rf"(?:n[_-]?cpu[_-]?moe|ncmoe){_COUNT}{_OF}", _of_layers),
     (rf"(\d+){_OF} (?:expert |moe )?layers (?:on|in) (?:the )?(?:cpu|ram|host)", _of_layers),
     (
-        r"(?:exps?\s*=\s*cpu|(?<!n[_-])(?<!n)cpu[_-]moe|all (?:moe )?experts? (?:on |in )?(?:the )?(?:cpu|ram|host)|"
-        r"experts? (?:on|in) (?:the )?(?:cpu|host memory|ram))(?!\s*(?:off|=\s*0))",
+        r"(?:exps?\W{0,4}=\s*cpu|(?<!n[_-])(?<!n)cpu[_-]moe|experts? (?:on|in) (?:the )?(?:cpu|host memory|ram)|"
+        r"all (?:moe )?experts? (?:on |in )?(?:the )?(?:cpu|ram|host))(?!\s*(?:off|=\s*0))",
         lambda found, text: CpuLayers(),
     ),
     (rf"(?:ngl|gpu[_-]layers){_COUNT}{_OF}", _ngl),
+    (rf"(\d+){_OF} layers offloaded", _ngl),
     (
         r"\d+[^,;]{0,24}? layers (?:on|in) (?:the )?(?:gpus?|vram)",
         lambda found, text: CpuLayers(on_gpu=sum(map(int, re.findall(r"\d+", found[0])))),
@@ -119,6 +120,8 @@ def _of_settings(row: Row) -> Placement | None:
 
 
 def _number_of_layers(value: str, row: Row) -> Placement | None:
+    if re.match(r"all\b", value.lower()):
+        return CpuLayers()
     found = re.match(rf"\s*(\d+){_OF}", value)
     return _of_layers(found, value) if found else None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from dali.experiments.verbs.backtest.case import CpuLayers, FitMemory, GpuLayers, Hot, Placement, Refusal
+from dali.experiments.verbs.backtest.knobs import value_of
 from dali.experiments.verbs.backtest.rows import Row
 
 NO_SPEED = "no speed"
@@ -17,12 +18,15 @@ DRAFTER = "speculative drafter"
 NOT_PRICED = "not priced"
 
 _LARGER = r"(?:larger|bigger) than (?:the )?(?:ram|host memory)|about the size of the model"
-_DISK = rf"{_LARGER}|disk[- ]bound|disk reads?|(?:from|on) (?:the |an )?(?:disk|ssd)\b|\bnvme\b|\brss\b|\bswap(?:s|ped|ping)?\b"
+_DISK = (
+    rf"{_LARGER}|disk[- ]bound|disk reads?|(?:from|on) (?:the |an )?(?:disk|ssd)\b|\bnvme\b|\brss\b|"
+    r"swap(?:ped|ping) (?:to|out)|swap ?file|\bin swap\b"
+)
 _PAGING = (
     r"\buvm\b|unified memory|driver paging|paged by the driver|\bspill(?:s|ed)?\b|shared gpu memory|sysmem fallback"
 )
-_DRAFTER = r"\bdraft(?:er|s)?\b|speculative|\bmtp\b|eagle"
-_NONE = r"\b(?:no|without|not?) (?:a |the )?"
+_DRAFTER = r"\bdrafter\b|draft (?:model|tokens?)|speculative|\bmtp\b|\beagle"
+_NONE = r"\b(?:no|not|without) (?:a |the )?"
 
 
 def at_sight(row: Row) -> Refusal | None:
@@ -48,6 +52,9 @@ def of_placement(row: Row, where: Placement) -> Refusal | None:
 def drafted(row: Row) -> tuple[str, ...]:
     """What is left out of a row that was written with a drafter: its decode, which counts accepted guesses."""
     found = _found(_DRAFTER, row.notes) or _found(_DRAFTER, row.knob_value)
+    switch = value_of(row, _DRAFTER)
+    if not found and switch and not re.match(r"(?:off|no|none|without|0)\b", switch.lower()):
+        found = f"{row.knob} {switch}"
     return (f"decode: {found}",) if found else ()
 
 
@@ -55,6 +62,6 @@ def _found(pattern: str, text: str) -> str:
     """The clause of a text that a pattern fits; empty where there is none, or where it is denied."""
     for clause in re.split(r"\s*[;,]\s+", text):
         low = clause.lower()
-        if re.search(pattern, low) and not re.search(f"{_NONE}(?:{pattern})", low):
+        if re.search(pattern, low) and not re.search(f"{_NONE}(?:{pattern})|(?:{pattern}) (?:off|disabled)", low):
             return clause.strip()
     return ""

@@ -6,6 +6,7 @@ import csv
 import io
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from dali.experiments.verbs.backtest.phrases import quantity, said
 from dali.policies.types import InputError
@@ -91,8 +92,10 @@ def _row(path: Path, header: list[str], number: int, line: list[str]) -> Row:
     cells = dict(zip(header, line, strict=True))
     if not cells["id"]:
         raise InputError(f"{where}: found no id, expected one such as SERIES.01")
-    speeds = {name: _speed(f"{where} ({cells['id']}): {name}", cells[name]) for name in SPEEDS}
-    return Row(**speeds, **{name: cells[name] for name in COLUMNS if name not in SPEEDS})
+    found: dict[str, Any] = {name: cells[name] for name in COLUMNS}
+    for name in SPEEDS:
+        found[name] = _speed(f"{where} ({found['id']}): {name}", found[name])
+    return Row(**found)
 
 
 def _speed(where: str, text: str) -> float | None:

@@ -1,4 +1,4 @@
-"""What was timed in a row: tokens of a prompt, tokens of a pass, sequences at once, the rule by which experts are copied."""
+"""What was timed in a row: tokens of a prompt and of a pass, sequences at once, the rule for copies of experts."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def batch(row: Row) -> int | None:
         return whole(together)
     if row.batch.strip().lower() in ("pp", "tg"):
         return 1
-    found = whole(row.batch)
-    return found if found else None
+    found = whole(re.sub(r"^(?:bs|batch(?: size)?)\s*[=:]?\s*", "", row.batch.strip(), flags=re.IGNORECASE))
+    return found or None
 
 
 def copy_rule(row: Row) -> CopyRule:
@@ -60,7 +60,10 @@ def copy_rule(row: Row) -> CopyRule:
 
 
 def _threshold(row: Row, text: str) -> int | None:
-    """Tokens from which on experts are copied; of "main copies from 32 tokens, pr from 1024" what the series is named after."""
+    """Tokens from which on experts are copied.
+
+    Of "main copies from 32 tokens, pr from 1024" that which the series is named after.
+    """
     named = dict(re.findall(r"(\w+) (?:copies )?from (\d+)", text))
     last = row.series.rpartition("-")[2].lower()
     if last in named:
