@@ -56,7 +56,7 @@ class ServingEngine:
 
     cpu, gpu, dense  kernels of experts on the CPU, of experts on the GPU, and of everything else on the GPU
     attention        multiple of the GPU's bandwidth and arithmetic that attention over the KV cache reaches
-    launches         kernels launched for the dense part of a layer; expert_launches: for the GPU's experts of one
+    launches         kernels launched for a layer, its experts' on the GPU included
     launch_us        host time of one: a layer is not done before its launches are
     graphed_launch_us  the same where a whole step runs on the GPU and is replayed as a graph
     unit_us          added to each unit on the GPU, in place of the platform's job overhead; None = the platform's
@@ -91,7 +91,6 @@ class ServingEngine:
     dense: Kernels = Kernels()
     attention: float = 1.0
     launches: int = 0
-    expert_launches: int = 0
     launch_us: float = 0.0
     graphed_launch_us: float = 0.0
     unit_us: float | None = None

@@ -29,6 +29,7 @@ class Processor:
     bandwidth_share: float
     compute_share: float
     job_overhead_us: float
+    isa: str = ""
 
     def __post_init__(self) -> None:
         require_positive(
@@ -77,6 +78,7 @@ class Platform:
     planning_us: float
     merge_us: float
     gpus: int = 1
+    sockets: int = 1
     host_memory_gb: float | None = None
 
     def __post_init__(self) -> None:
@@ -169,7 +171,6 @@ def roofline(
             transfer_per_token=activation_bytes / link,
             merge=_or(engine.merge_us, platform.merge_us),
             cpu_launch=_or(engine.cpu_start_us, 0.0),
-            gpu_launch=engine.expert_launches * engine.launch_us * 1e-6,
         ),
         dense=dense,
         per_step=per_step,

@@ -59,7 +59,6 @@ def test_a_layer_is_not_done_before_its_launches() -> None:
     assert costs(launches=30, launch_us=5).dense(1, 1, 1.0) == pytest.approx(150e-6)
     # With enough work the launches hide behind it: 10,000 positions x 1 kB = 10 us more, at launches of 0.1 us.
     assert costs(launches=30, launch_us=0.1).dense(1, 1, 10_000.0) == pytest.approx(14.004e-6)
-    assert costs(launches=1, launch_us=0.1, expert_launches=4).overheads.gpu_launch == pytest.approx(0.4e-6)
 
 
 def test_attention_reaches_a_share_of_the_gpu() -> None:

@@ -103,12 +103,22 @@ def as_workload(trace: Trace, passes: Sequence[Pass]) -> Workload:
     return Workload(PassSource(trace, passes), trace.metadata, 1, f"{trace.metadata.model}: {len(passes)} passes")
 
 
+def routing(layers: int, experts: int, top_k: int, prefill: bool) -> Trace:
+    """Routing for prefill, one long text, or for decode, a text for each of `STREAMS` sequences."""
+    return _synthetic(layers, experts, top_k, 1, POOL) if prefill else _synthetic(layers, experts, top_k, STREAMS, 256)
+
+
+def calibration(layers: int, experts: int, top_k: int) -> Trace:
+    """Routing of another text, for what has to be known of the experts' popularity in advance."""
+    return _synthetic(layers, experts, top_k, 1, POOL // 2, SEED + 1)
+
+
 @lru_cache(maxsize=64)
-def routing(layers: int, experts: int, top_k: int, tokens: int = POOL) -> Trace:
-    """Synthetic routing of a model of this shape: by the profile fitted to it, or by one fitted to another model."""
+def _synthetic(layers: int, experts: int, top_k: int, sequences: int, tokens: int, seed: int = SEED) -> Trace:
+    """Routing of a model of this shape: by the profile fitted to it, or by one that is fitted to another model."""
     fitted = [each for each in PROFILES.values() if (each.layers, each.experts, each.top_k) == (layers, experts, top_k)]
     profile = fitted[0] if fitted else replace(PROFILES["qwen3_30b_a3b"], name="resized")
     shaped = replace(
         profile, layers=layers, experts=experts, top_k=top_k, residual_recall=(), gate_recall=()
     )
-    return generate(shaped, STREAMS if tokens <= 256 else 1, 0, tokens, SEED)
+    return generate(shaped, sequences, 0, tokens, seed)

@@ -6,11 +6,14 @@ from dataclasses import replace
 
 from dali.experiments.verbs.backtest.case import AllGpu, CpuLayers, GpuLayers, MeasuredCase
 from dali.experiments.verbs.backtest.speed import Setup, decode_seconds, prefill_seconds
-from dali.experiments.verbs.backtest.systems import streaming, system
+from dali.experiments.verbs.backtest.systems import GB, KEPT_GB, streaming, system
 from dali.policies.columns import DECODE, PREFILL
 from dali.policies.costs.engine import ServingEngine
 from dali.policies.costs.model_shape import ModelShape
 from dali.policies.costs.roofline import Platform
+
+# Tokens of a pass from which it counts as large.
+_PREFILL = 32
 
 
 def predict(case: MeasuredCase, model: ModelShape, platform: Platform, engine: ServingEngine) -> dict[str, float]:
@@ -53,17 +56,30 @@ def _setups(
     case: MeasuredCase, model: ModelShape, platform: Platform, engine: ServingEngine, context: int, tokens: int
 ) -> list[Setup]:
     """What runs one after the other: one system, or the layers of the GPU and those that are wholly with the CPU."""
-    if isinstance(case.placement, GpuLayers):
-        return _by_layers(case.placement, model, platform, engine)
+    placement = case.placement
+    if isinstance(placement, GpuLayers):
+        on_gpu = _layers_on_gpu(placement, model, platform, context)
+        if engine.copies_from(model.experts, model.top_k) is None or tokens < _PREFILL:
+            return _by_layers(on_gpu, model, platform, engine)
+        # Of a large pass the GPU also runs what is with the CPU, once it is copied.
+        placement = CpuLayers(model.layers - on_gpu)
     if engine.streams_from is not None and tokens >= engine.streams_from:
         return [Setup(model, platform, engine, streaming(model))]
-    return [Setup(model, platform, engine, system(case.placement, model, engine, platform.gpu_memory_gb, context))]
+    return [Setup(model, platform, engine, system(placement, model, engine, platform.gpu_memory_gb, context))]
 
 
-def _by_layers(placement: GpuLayers, model: ModelShape, platform: Platform, engine: ServingEngine) -> list[Setup]:
+def _layers_on_gpu(placement: GpuLayers, model: ModelShape, platform: Platform, context: int) -> int:
+    """As many as are said, or as whole layers fit its memory, attention and cache included."""
+    if placement.n is not None:
+        return min(model.layers, placement.n)
+    layer = model.experts * model.unit_bytes() + model.layer_bytes + model.cache_bytes(context)
+    room = (platform.gpu_memory_gb - KEPT_GB) * GB - model.outside_bytes
+    return max(0, min(model.layers, int(room / layer)))
+
+
+def _by_layers(on_gpu: int, model: ModelShape, platform: Platform, engine: ServingEngine) -> list[Setup]:
     """Layers of the GPU beside layers whose attention, too, runs on the CPU: each as a model of its own."""
     layers = model.layers
-    on_gpu = layers if placement.n is None else min(layers, placement.n)
     setups = []
     if on_gpu:
         part = replace(model, layers=on_gpu)

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from dali.experiments.verbs.backtest.case import MeasuredCase, Refusal
 from dali.experiments.verbs.backtest.price import Prediction
-from dali.experiments.verbs.backtest.refusing import DRAFTER, NOT_PRICED
+from dali.experiments.verbs.backtest.refusing import DRAFTER, NOT_PRICED, PROMPT
 from dali.policies.columns import DECODE, PREFILL
 from dali.policies.types import InputError
 
@@ -94,5 +94,7 @@ def refusals(cases: Sequence[MeasuredCase], priced: Sequence[Priced], others: Se
             rows.append((case.id, "", NOT_PRICED, found))
             continue
         rows += [(case.id, phase, NOT_PRICED, "no such prediction") for phase in _measured(case) if phase not in found]
-        rows += [(case.id, each.partition(":")[0], DRAFTER, each.partition(": ")[2]) for each in case.left_out]
+        for each in case.left_out:
+            phase, _, reason = each.partition(": ")
+            rows.append((case.id, phase, PROMPT, "") if reason == PROMPT else (case.id, phase, DRAFTER, reason))
     return pd.DataFrame(rows, columns=REFUSED)

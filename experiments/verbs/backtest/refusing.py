@@ -15,6 +15,7 @@ SEVERAL = "several models or formats in one row"
 MODEL = "model not said"
 ENGINE = "no constants of this engine"
 DRAFTER = "speculative drafter"
+PROMPT = "length of the prompt not said"
 NOT_PRICED = "not priced"
 
 _LARGER = r"(?:larger|bigger) than (?:the )?(?:ram|host memory)|about the size of the model"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dali.experiments.verbs.backtest.passes import Pass, as_workload, routing
+from dali.experiments.verbs.backtest.passes import Pass, as_workload, calibration, routing
 from dali.experiments.verbs.backtest.systems import System
 from dali.policies.columns import DECODE, PREFILL
 from dali.policies.costs.engine import ServingEngine
@@ -16,7 +16,7 @@ from dali.policies.costs.roofline import Platform, roofline
 from dali.policies.planner import Planner
 from dali.policies.types import Capacity, Floats, Shape
 from dali.sim.engine import Engine
-from dali.traces.workload import Workload
+from dali.traces.workload import Workload, popularity
 
 # A prompt of more passes is priced by this many of them, evenly taken.
 MOST_PASSES = 6
@@ -36,19 +36,18 @@ class Setup:
     def seconds(self, passes: Sequence[Pass]) -> Floats:
         """Simulated time of each pass, float64 [passes]; what happened in earlier ones is remembered."""
         longest = max(each.tokens // each.sequences for each in passes)
-        trace = routing(self.model.layers, self.model.experts, self.model.top_k, 1024 if longest > 1 else 256)
+        trace = routing(self.model.layers, self.model.experts, self.model.top_k, longest > 1)
         workload = as_workload(trace, passes)
         cost = roofline(self.model, self.platform, workload.max_tokens, engine=self.engine)
         if self.engine.copies_whole_layer:
             carried = self.model.experts / _active(workload)
             cost = replace(cost, copy=cost.copy * carried, copy_contended=cost.copy_contended * carried)
         policy = self.system.policy
-        counts = sum(step.workload.astype(np.float64) for step in workload.steps())
         shape = Shape(
             self.model.layers,
             self.model.experts,
             np.full(self.model.layers, self.model.unit_bytes(), np.int64),
-            counts / counts.sum(axis=1, keepdims=True),
+            popularity(calibration(self.model.layers, self.model.experts, self.model.top_k), [0]),
         )
         capacity = Capacity.in_units(self.system.slots, policy.cache.scope, self.model.layers)
         run = Engine(Planner(policy, shape, capacity, cost, 0), cost).run(workload)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from dali.experiments.verbs.backtest.case import (
     AllGpu,
     CpuLayers,
@@ -122,10 +124,25 @@ def _slot_cache(placement: SlotCache, model: ModelShape, engine: ServingEngine, 
     else:
         raise InputError("slots of the expert cache: found none said, expected a number, a size or the GPU's memory")
     slots = min(slots, model.layers * model.experts)
-    misses_on_cpu = placement.misses == "cpu" or (placement.misses is None and not engine.caches_by_copy)
-    assignment = LayerSplit(engine.copies_from(model.experts, model.top_k)) if misses_on_cpu else AllGPU()
     scope = "global" if engine.global_cache else "layer"
-    return _made("slot_cache", assignment, LRU(scope, "popular"), slots)
+    if placement.misses in ("cpu", "both") or (placement.misses is None and not engine.caches_by_copy):
+        # The CPU runs what the cache misses, and the cache changes on the side: at its hit rate, static slots cost the
+        # same.
+        hit = _hit(placement)
+        slots = slots if hit is None else round(hit * model.layers * model.experts)
+        cache = Static(scope, "popular" if hit is None else "random")
+        return _made("slot_cache", LayerSplit(engine.copies_from(model.experts, model.top_k)), cache, slots)
+    return _made("slot_cache", AllGPU(), LRU(scope, "popular"), slots)
+
+
+def _hit(placement: SlotCache) -> float | None:
+    """The measured hit rate, or the one between those measured at other numbers of slots."""
+    if placement.hit is not None:
+        return placement.hit
+    if placement.slots is None or not placement.curve:
+        return None
+    slots, hits = zip(*sorted({(0, 0.0), *placement.curve}), strict=True)
+    return float(np.interp(placement.slots, slots, hits))
 
 
 def streaming(model: ModelShape) -> System:

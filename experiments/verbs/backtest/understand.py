@@ -42,6 +42,10 @@ def _understood(row: Row) -> MeasuredCase | Refusal:
     left_out = refusing.drafted(row) if decode is not None else ()
     if left_out and prefill is None:
         return Refusal(row.id, refusing.DRAFTER, left_out[0])
+    if row.prefill_tps is not None and prefill is None:
+        left_out = (*left_out, f"prefill: {refusing.PROMPT}")
+        if decode is None or len(left_out) > 1:
+            return Refusal(row.id, refusing.PROMPT, "")
     gpu, cpu = _named(row.gpu), _named(row.cpu)
     ram_gbs = leading(row.ram_gbs)
     return MeasuredCase(
@@ -63,7 +67,7 @@ def _understood(row: Row) -> MeasuredCase | Refusal:
         threads=_threads(row),
         placement=where,
         prefill=prefill,
-        decode=None if left_out else decode,
+        decode=None if any(each.startswith("decode") for each in left_out) else decode,
         batch=batch,
         context=whole(row.context),
         kv=_kv(row),

@@ -10,17 +10,24 @@ from dali.experiments.verbs.backtest.phrases import leading, whole
 from dali.experiments.verbs.backtest.rows import Row
 
 PROMPT = 512  # what llama-bench reads where nothing is set
+_ACTIVE_COPIES = 698
 _PASS = r"n?_?u?batch(?:_size)?\b|\bub\b|\bchunk"
 
 
 def prefill(row: Row) -> tuple[MeasuredPrefill | None, str]:
-    """The prompt and its speed, and what was taken for what the row does not say; None where none was measured."""
+    """The prompt and its speed, and what was taken for what the row does not say; None where none was measured.
+
+    None, too, where the row does not say how long the prompt was: copies of experts are spread over its tokens, so that
+    its speed may be a tenth or ten times another's.
+    """
     if row.prefill_tps is None:
         return None, ""
     prompt, ubatch, depth = _prompt(row), _ubatch(row), _depth(row)
     assumed = ""
-    if prompt is None:
+    if prompt is None and re.search(r"llama-bench", f"{row.notes} {row.knob} {row.source}", re.IGNORECASE):
         prompt, assumed = PROMPT, f"prompt not said: {PROMPT} tokens, as llama-bench reads"
+    if prompt is None:
+        return None, ""
     if ubatch is None and row.batch.strip().lower() == "pp" and copy_rule(row).tokens:
         # A rule on the tokens of a pass shows itself over prompts only if a pass takes a whole prompt.
         ubatch, assumed = prompt, "tokens of a pass not said: the whole prompt, since a rule on them is what was tried"
@@ -54,9 +61,15 @@ def copy_rule(row: Row) -> CopyRule:
     copies = None
     if re.search(r"only (?:the )?activ\w+ experts", text):
         copies = "active"
-    elif re.search(r"all (?:the )?experts of (?:a|the|each) layer", text):
+    elif re.search(r"all (?:the )?experts of (?:a|the|each) layer", text) or _before_active_copies(row):
         copies = "all"
     return CopyRule(_threshold(row, text), copies)
+
+
+def _before_active_copies(row: Row) -> bool:
+    """Whether a pull request of ik_llama.cpp is older than the one that copies active experts only."""
+    found = re.search(r"ik_llama\.cpp[^#]*#(\d+)", row.source)
+    return found is not None and int(found[1]) < _ACTIVE_COPIES
 
 
 def _threshold(row: Row, text: str) -> int | None:
