@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from dali.experiments.settings.compose import configuration
-from dali.experiments.settings.shorthand import spelled
+from dali.experiments.settings.shorthand import is_part, spelled
 from dali.experiments.verbs.compare.comparison import Comparison
 from dali.policies.columns import METRICS, STEP
 from dali.policies.costs.measured import Profile
@@ -94,6 +94,8 @@ def _read(
 ) -> Comparison:
     parts = [*overrides, *_named("trace", trace, Trace | Workload), *_named("model", model, ModelShape)]
     parts += [*_named("platform", platform, Platform | Profile), *_spelled(settings)]
+    if isinstance(platform, Platform | Profile) and any(map(is_part, parts)):
+        raise InputError(f"platform: found {platform.name} beside {next(filter(is_part, parts))}, expected one of them")
     config = configuration("compare", parts, replaced=_node(model) if isinstance(model, ModelShape) else None)
     if policies is not None:
         _check(policies)

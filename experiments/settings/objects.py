@@ -15,6 +15,7 @@ from dali.experiments.settings import outside
 from dali.experiments.settings.aliases import with_current_targets
 from dali.experiments.settings.compose import configuration, one_line
 from dali.experiments.settings.folders import own_folder
+from dali.experiments.settings.shorthand import is_platform
 from dali.policies.costs.engine import ServingEngine
 from dali.policies.costs.measured import Profile
 from dali.policies.costs.roofline import Platform
@@ -179,7 +180,7 @@ def engine_named(name: str) -> ServingEngine:
 def believed_settings(verb: str, overrides: list[str], entry: str) -> DictConfig:
     """The resolved settings of `believed_platform`."""
     name, *changes = entry.split()
-    kept = [override for override in overrides if not override.startswith("platform")]
+    kept = [override for override in overrides if not is_platform(override)]
     config = configuration(verb, [*kept, f"platform={name}", *(f"platform.{change}" for change in changes)])
     node: DictConfig = config.platform
     return node

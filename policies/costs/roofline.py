@@ -22,6 +22,7 @@ class Processor:
     bandwidth_gbs, tflops           data sheet: memory GB/s, and TFLOP/s in the dtype the experts compute in
     bandwidth_share, compute_share  the share of each that real kernels reach
     job_overhead_us                 launching (GPU) or dispatching (CPU) one unit
+    isa                             class of a CPU's vector units (avx2, avx512_bf16, amx, ...); "" = not said
     """
 
     bandwidth_gbs: float
@@ -64,7 +65,13 @@ class Processor:
 
 @dataclass(frozen=True)
 class Platform:
-    """A machine (`conf/platform`): GPU, CPU, the link between them and the fixed costs, in microseconds."""
+    """A machine (`conf/platform`): GPU, CPU, the link between them and the fixed costs, in microseconds.
+
+    gpu             one of `gpus` equal cards; layers are split among them, so that their memory adds up
+                    (gpu_memory_gb is all of it) and one works at a time
+    cpu, cpu_cores  all `sockets` together
+    host_memory_gb  host memory; None = not said
+    """
 
     name: str
     gpu: Processor
@@ -82,7 +89,15 @@ class Platform:
     host_memory_gb: float | None = None
 
     def __post_init__(self) -> None:
-        require_positive("platform", gpu_memory_gb=self.gpu_memory_gb, cpu_cores=self.cpu_cores, link_gbs=self.link_gbs)
+        require_positive(
+            "platform",
+            gpu_memory_gb=self.gpu_memory_gb,
+            cpu_cores=self.cpu_cores,
+            link_gbs=self.link_gbs,
+            gpus=self.gpus,
+            sockets=self.sockets,
+            **({} if self.host_memory_gb is None else {"host_memory_gb": self.host_memory_gb}),
+        )
         for name in ("copy_latency_us", "issue_gap_us", "readback_us", "planning_us", "merge_us"):
             if getattr(self, name) < 0:
                 raise InputError(f"platform.{name}: found {getattr(self, name)}, expected at least 0")

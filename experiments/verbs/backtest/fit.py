@@ -84,9 +84,7 @@ def sensitivities(engine: ServingEngine, predict: Predict) -> Floats:
     return np.stack(columns, axis=1)
 
 
-def left_out(
-    engine: ServingEngine, speeds: Speeds, predicted: Floats, slopes: Floats, series: Sequence[str]
-) -> Floats:
+def left_out(engine: ServingEngine, speeds: Speeds, predicted: Floats, slopes: Floats, series: Sequence[str]) -> Floats:
     """Tokens/s of each row with constants that its own series had no part in, float64 [n].
 
     One Gauss-Newton step from the fitted constants, by the slopes of `sensitivities`: exact where the speeds'

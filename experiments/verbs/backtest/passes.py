@@ -118,7 +118,5 @@ def _synthetic(layers: int, experts: int, top_k: int, sequences: int, tokens: in
     """Routing of a model of this shape: by the profile fitted to it, or by one that is fitted to another model."""
     fitted = [each for each in PROFILES.values() if (each.layers, each.experts, each.top_k) == (layers, experts, top_k)]
     profile = fitted[0] if fitted else replace(PROFILES["qwen3_30b_a3b"], name="resized")
-    shaped = replace(
-        profile, layers=layers, experts=experts, top_k=top_k, residual_recall=(), gate_recall=()
-    )
+    shaped = replace(profile, layers=layers, experts=experts, top_k=top_k, residual_recall=(), gate_recall=())
     return generate(shaped, sequences, 0, tokens, seed)

@@ -63,7 +63,9 @@ def prefill_seconds(setup: Setup, prompt: int, ubatch: int, depth: int) -> float
     starts = np.arange(0, prompt, ubatch)
     sizes = np.minimum(ubatch, prompt - starts)
     full = np.flatnonzero(sizes == ubatch)
-    chosen = np.unique(np.linspace(0, full.size - 1, min(full.size, MOST_PASSES)).round().astype(int)) if full.size else full
+    chosen = (
+        np.unique(np.linspace(0, full.size - 1, min(full.size, MOST_PASSES)).round().astype(int)) if full.size else full
+    )
     taken = [*full[chosen], *np.flatnonzero(sizes < ubatch)]
     passes = [Pass(PREFILL, int(sizes[i]), 1, depth + starts[i] + (sizes[i] + 1) / 2) for i in taken]
     seconds = setup.seconds(passes)
