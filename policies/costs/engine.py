@@ -76,7 +76,7 @@ class ServingEngine:
     copies_whole_layer  True: a layer's inactive experts are copied too
     parallel         False: the GPU's units of a layer step run before the CPU's
     tensor_parallel  True: several GPUs share every layer; False: they take turns, by layers
-    caches_by_copy   True: an expert that its cache in GPU memory misses is copied and runs there; False: the CPU runs it
+    caches_by_copy   True: an expert that its cache in GPU memory misses is copied; False: the CPU runs it
     global_cache     True: the cache is one pool; False: every layer has its slots
     streams_from     prefill from so many tokens a step streams whole layers to the GPU ahead of use; None = never
     prefill_chunk    tokens that a long prompt is cut into, where its user says nothing; None = one step

@@ -37,7 +37,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class PassSource:
-    """Where the passes get their routing from: tokens of a trace, one after the other, from the start once it is used up.
+    """Where the passes get their routing from: tokens of a trace, one after the other, and then from its start again.
 
     A pass takes the same number of tokens from each of its sequences.  Where they are more than the trace has, all
     of it counts as often as that takes.

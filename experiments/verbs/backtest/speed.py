@@ -62,14 +62,12 @@ def prefill_seconds(setup: Setup, prompt: int, ubatch: int, depth: int) -> float
     """Seconds of a prompt in passes of `ubatch` tokens, after `depth` tokens that are in the cache already."""
     starts = np.arange(0, prompt, ubatch)
     sizes = np.minimum(ubatch, prompt - starts)
-    full = np.flatnonzero(sizes == ubatch)
-    chosen = (
-        np.unique(np.linspace(0, full.size - 1, min(full.size, MOST_PASSES)).round().astype(int)) if full.size else full
-    )
-    taken = [*full[chosen], *np.flatnonzero(sizes < ubatch)]
+    full = int((sizes == ubatch).sum())
+    chosen = np.unique(np.linspace(0, full - 1, min(full, MOST_PASSES)).round().astype(int)) if full else []
+    taken = [*chosen, *range(full, sizes.size)]
     passes = [Pass(PREFILL, int(sizes[i]), 1, depth + starts[i] + (sizes[i] + 1) / 2) for i in taken]
     seconds = setup.seconds(passes)
-    weights = np.where([each.tokens == ubatch for each in passes], full.size / max(1, chosen.size), 1.0)
+    weights = np.where([each.tokens == ubatch for each in passes], full / max(1, len(chosen)), 1.0)
     return float(seconds @ weights)
 
 
