@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dali.experiments.settings.objects import make
 from dali.experiments.settings.read import positive, text_or_none, whole, whole_or_none, wholes
+from dali.policies.costs.engine import IDEAL, ServingEngine
 from dali.policies.costs.formats import find_quantisation, kv_bits, quantised
 from dali.policies.costs.measured import Geometry, Profile
 from dali.policies.costs.model import CostModel
@@ -30,6 +31,7 @@ class Scene:
     trace     the routing, recorded or synthetic; or counts, which are a workload already
     slots     GPU slots for experts, in units, staging included: every policy's
     notes     what a reader of the results has to know about the inputs
+    engine    whose kernels, launches and copies are charged
     """
 
     model: ModelShape
@@ -39,6 +41,12 @@ class Scene:
     slots: int
     seed: int
     notes: list[str]
+    engine: ServingEngine = IDEAL
+
+    @property
+    def machine(self) -> str:
+        """Name of the platform, and of the engine if it is one."""
+        return self.platform.name + ("" if self.engine == IDEAL else f" in {self.engine.name}")
 
     @property
     def units(self) -> int:
@@ -55,6 +63,7 @@ def read_scene(
     """
     model, notes = read_model(config)
     platform = make(config.platform, "platform") if platform is None else platform
+    engine: ServingEngine = make(config.engine, "engine")
     slices, seed = whole(config, "slices"), whole(config, "seed", 0)
     unit_bytes = model.unit_bytes(slices)
     trace = make(config.trace, "trace") if trace is None else trace
@@ -80,7 +89,7 @@ def read_scene(
             f"The experts' share of GPU memory, {needed:.1f} GB, is more than the {platform.gpu_memory_gb:g} GB of "
             f"{platform.name}: a what-if."
         )
-    return Scene(model, platform, trace, slices, slots, seed, notes)
+    return Scene(model, platform, trace, slices, slots, seed, notes, engine)
 
 
 def read_model(config: DictConfig) -> tuple[ModelShape, list[str]]:
@@ -100,12 +109,22 @@ def read_model(config: DictConfig) -> tuple[ModelShape, list[str]]:
 
 
 def cost_model(
-    model: ModelShape, platform: Platform | Profile, max_tokens: int, slices: int = 1, attention_on: str = "gpu"
+    model: ModelShape,
+    platform: Platform | Profile,
+    max_tokens: int,
+    slices: int = 1,
+    attention_on: str = "gpu",
+    engine: ServingEngine = IDEAL,
 ) -> CostModel:
-    """What a machine costs: by its data sheet or as measured; InputError for a profile of another geometry."""
+    """What a machine costs in an engine: by its data sheet or as measured.
+
+    InputError for a profile of another geometry, and for one beside an engine: what was measured has its own.
+    """
     if isinstance(platform, Profile):
+        if engine != IDEAL:
+            raise InputError(f"engine: found {engine.name} beside measured costs, expected ideal")
         return platform.costs(Geometry.of(model, slices), [model.unit_bytes(slices)] * model.layers, max_tokens)
-    return roofline(model, platform, max_tokens, slices, attention_on)
+    return roofline(model, platform, max_tokens, slices, attention_on, engine)
 
 
 def as_routed(model: ModelShape, routing: Metadata) -> tuple[ModelShape, str]:
@@ -166,7 +185,7 @@ def with_predictors(scene: Scene, policies: Iterable[Policy], config: DictConfig
             f"Predictor '{source}' is not in the trace: emulated with a recall of {recall:.1%} one layer ahead, "
             f"{KEPT_PER_LAYER:.3f} times that with each further layer; wrong guesses are uniform."
         )
-    return Scene(scene.model, scene.platform, trace, scene.slices, scene.slots, scene.seed, notes)
+    return replace(scene, trace=trace, notes=notes)
 
 
 def make_workload(scene: Scene, config: DictConfig, batch: int) -> Workload:
@@ -199,7 +218,9 @@ def in_policy_units(scene: Scene, policy: Policy, workload: Workload) -> tuple[S
         known, _ = expert_popularity(scene.trace, workload.sliced(1))
         share = scene.slots / (scene.model.layers * scene.units)
         in_flight = getattr(policy.assignment, "in_flight", 0.0)
-        slices = choose_slices(scene.model, scene.platform, workload.step_sizes, share, known, in_flight=in_flight)
+        slices = choose_slices(
+            scene.model, scene.platform, workload.step_sizes, share, known, in_flight=in_flight, engine=scene.engine
+        )
     else:
         slices = policy.slices
     scene.model.unit_bytes(slices)  # InputError where it does not divide

@@ -15,6 +15,7 @@ from dali.experiments.settings import outside
 from dali.experiments.settings.aliases import with_current_targets
 from dali.experiments.settings.compose import configuration, one_line
 from dali.experiments.settings.folders import own_folder
+from dali.policies.costs.engine import ServingEngine
 from dali.policies.costs.measured import Profile
 from dali.policies.costs.roofline import Platform
 from dali.policies.planner import Policy
@@ -166,6 +167,12 @@ def make_part(group: str, name: str, *changes: str) -> Any:
 def believed_platform(verb: str, overrides: list[str], entry: str) -> Platform | Profile:
     """A file of conf/platform, and overrides of it after spaces."""
     made: Platform | Profile = make(believed_settings(verb, overrides, entry), f"believed {entry}")
+    return made
+
+
+def engine_named(name: str) -> ServingEngine:
+    """A file of conf/engine."""
+    made: ServingEngine = make(configuration("config", [f"engine={name}"]).engine, f"engine {name}")
     return made
 
 

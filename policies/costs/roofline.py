@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from dali.policies.costs.engine import IDEAL, Kernels, ServingEngine
 from dali.policies.costs.model import CostModel, Overheads
 
 # Configurations, saved profiles and results name the class here.
@@ -48,6 +49,10 @@ class Processor:
         """Bytes a second that kernels reach."""
         return self.bandwidth_gbs * 1e9 * self.bandwidth_share
 
+    def times(self, number: int) -> Processor:
+        """As many of it that share every job."""
+        return replace(self, bandwidth_gbs=self.bandwidth_gbs * number, tflops=self.tflops * number)
+
     def seconds(self, bytes_moved: Floats | float, operations: Floats | float) -> Floats:
         """Roofline time of one job without its overhead."""
         return np.maximum(
@@ -71,6 +76,8 @@ class Platform:
     readback_us: float
     planning_us: float
     merge_us: float
+    gpus: int = 1
+    host_memory_gb: float | None = None
 
     def __post_init__(self) -> None:
         require_positive("platform", gpu_memory_gb=self.gpu_memory_gb, cpu_cores=self.cpu_cores, link_gbs=self.link_gbs)
@@ -89,65 +96,86 @@ def shared_bandwidth(total: float, link: float) -> tuple[float, float]:
 
 
 def roofline(
-    model: ModelShape, platform: Platform, max_tokens: int, slices: int = 1, attention_on: str = "gpu"
+    model: ModelShape,
+    platform: Platform,
+    max_tokens: int,
+    slices: int = 1,
+    attention_on: str = "gpu",
+    engine: ServingEngine = IDEAL,
 ) -> CostModel:
-    """Cost model of `model` on `platform` for workloads of up to `max_tokens` tokens a unit.
+    """Cost model of `model` on `platform` in `engine` for workloads of up to `max_tokens` tokens a unit.
 
     attention_on  "cpu": decode attention reads the KV cache from host memory and runs on the CPU, its
                   projections stay on the GPU (MoE-Lightning, arXiv 2411.11217); steps with several
                   tokens a sequence (prefill) keep it on the GPU
+    engine        what an implementation reaches of the machine, and its own fixed costs
     """
     if attention_on not in ("gpu", "cpu"):
         raise InputError(f"attention_on: found {attention_on!r}, expected gpu or cpu")
     if max_tokens < 1:
         raise InputError(f"max_tokens: found {max_tokens}, expected at least 1")
-    tokens = np.arange(max_tokens + 1, dtype=np.float64)
+    together = platform.gpus if engine.tensor_parallel else 1
+    gpu, cpu = platform.gpu.times(together), platform.cpu
     unit_bytes = model.unit_bytes(slices)
     activation_bytes = 2.0 * model.hidden
-    moved = unit_bytes + 2 * tokens * activation_bytes
-    operations = 2.0 * tokens * model.expert_params / slices
+    link = min(platform.link_gbs * engine.link_share, engine.copy_gbs or np.inf) * 1e9 * together
+    cpu_left, link_left = shared_bandwidth(cpu.bandwidth, link)
+    latency = _or(engine.copy_us, platform.copy_latency_us)
+    handover = _or(engine.handover_us, platform.copy_latency_us)
+    launched = engine.launches * engine.launch_us * 1e-6
+    job = 0.0 if engine.launches else gpu.job_overhead_us * 1e-6
 
-    def table(processor: Processor, slowdown: float = 1.0) -> Floats:
-        memory = processor.seconds(moved, 0.0) * slowdown
-        times = np.maximum(memory, processor.seconds(0.0, operations)) + processor.job_overhead_us * 1e-6
+    def table(processor: Processor, kernels: Kernels, own: float | None, slowdown: float = 1.0) -> Floats:
+        tokens = np.arange(max_tokens + 1, dtype=np.float64)
+        reached, arithmetic = kernels.reach(model.expert_format)
+        memory = processor.seconds(unit_bytes + 2 * tokens * activation_bytes, 0.0) * (slowdown / reached)
+        operations = processor.seconds(0.0, 2.0 * tokens * model.expert_params / slices) / arithmetic
+        times = (np.maximum(memory, operations) if kernels.overlap else memory + operations) + _or(
+            own, processor.job_overhead_us
+        )
         times[0] = 0.0
         return times
 
-    link = platform.link_gbs * 1e9
-    cpu_left, link_left = shared_bandwidth(platform.cpu.bandwidth, link)
-    latency = platform.copy_latency_us * 1e-6
-
-    def on_gpu(params: int, read: float, layers: int, tokens: int, sequences: int, context: float) -> float:
-        work = 2.0 * tokens * params
+    def on_gpu(weights: float, params: float, layers: int, tokens: int, sequences: int, context: float) -> float:
+        reached, arithmetic = engine.dense.reach(model.dense_format)
+        read, work = weights / reached, 2.0 * tokens * params / arithmetic
         cache = layers * sequences * model.attention_bytes(context)
         products = layers * 4.0 * model.attention_width * tokens * model.attended(context)
         if attention_on == "cpu" and tokens == sequences:
             crossing = layers * (2 * latency + 2 * tokens * activation_bytes / link)
-            attention = float(platform.cpu.seconds(cache, products)) + platform.cpu.job_overhead_us * 1e-6 + crossing
+            attention = float(cpu.seconds(cache, products)) + cpu.job_overhead_us * 1e-6 + crossing
         else:
-            read, work, attention = read + cache, work + products, 0.0
-        return float(platform.gpu.seconds(read, work)) + platform.gpu.job_overhead_us * 1e-6 + attention
+            read, work, attention = read + cache / engine.attention, work + products / engine.attention, 0.0
+        return float(gpu.seconds(read, work)) + attention
 
     def dense(tokens: int, sequences: int, context: float) -> float:
-        return on_gpu(model.layer_params, model.layer_bytes, 1, tokens, sequences, context)
+        return max(on_gpu(model.layer_bytes, model.layer_params, 1, tokens, sequences, context) + job, launched)
 
     def per_step(tokens: int, sequences: int, context: float) -> float:
-        return on_gpu(model.outside_params, model.outside_bytes, model.dense_layers, tokens, sequences, context)
+        outside = on_gpu(model.outside_bytes, model.outside_params, model.dense_layers, tokens, sequences, context)
+        return max(outside + job, launched * model.dense_layers) + engine.step_us * 1e-6
 
     return CostModel(
-        cpu=table(platform.cpu),
-        cpu_contended=table(platform.cpu, slowdown=platform.cpu.bandwidth / cpu_left),
-        gpu=table(platform.gpu),
+        cpu=table(cpu, engine.cpu, None if engine.cpu_start_us is None else 0.0),
+        cpu_contended=table(cpu, engine.cpu, None if engine.cpu_start_us is None else 0.0, cpu.bandwidth / cpu_left),
+        gpu=table(gpu, engine.gpu, engine.unit_us),
         copy=np.full(model.layers, unit_bytes / link + latency),
         copy_contended=np.full(model.layers, unit_bytes / link_left + latency),
         overheads=Overheads(
-            readback=platform.readback_us * 1e-6,
-            planning=platform.planning_us * 1e-6,
+            readback=_or(engine.readback_us, platform.readback_us),
+            planning=_or(engine.planning_us, platform.planning_us),
             issue_gap=platform.issue_gap_us * 1e-6,
-            transfer_latency=latency,
+            transfer_latency=handover,
             transfer_per_token=activation_bytes / link,
-            merge=platform.merge_us * 1e-6,
+            merge=_or(engine.merge_us, platform.merge_us),
+            cpu_launch=_or(engine.cpu_start_us, 0.0),
+            gpu_launch=engine.expert_launches * engine.launch_us * 1e-6,
         ),
         dense=dense,
         per_step=per_step,
     )
+
+
+def _or(own: float | None, other: float) -> float:
+    """Microseconds of an engine's own, or of the platform, in seconds."""
+    return (other if own is None else own) * 1e-6

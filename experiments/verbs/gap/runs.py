@@ -118,7 +118,7 @@ def _bound(case: Case, policies: Iterable[Policy]) -> dict[str, float]:
         scene.slices: (scene, workload)
         for scene, workload in (in_policy_units(case.scene, policy, case.workload) for policy in policies)
     }.values():
-        cost = cost_model(scene.model, scene.platform, workload.max_tokens, scene.slices)
+        cost = cost_model(scene.model, scene.platform, workload.max_tokens, scene.slices, engine=scene.engine)
         seconds = min(seconds, lower_bound(workload, scene.slots, cost).phases[case.phase])
     steps = [step for step in case.workload.steps() if step.phase == case.phase]
     tokens = sum(step.tokens for step in steps)

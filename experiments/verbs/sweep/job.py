@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from dali.experiments.output.summary import summarise
 from dali.experiments.scene import Scene, make_workload, read_scene, with_predictors
 from dali.experiments.settings import outside, read
-from dali.experiments.settings.objects import make, policy_from, policy_of
+from dali.experiments.settings.objects import engine_named, make, policy_from, policy_of
 from dali.experiments.simulation import check_memory, simulate
 from dali.experiments.verbs.sweep.request import Request
 from dali.policies.columns import PHASES
@@ -138,12 +138,13 @@ def _simulate_seed(request: Request, seed: int, typed: Collection[str]) -> Itera
     for entry, policy in policies.items():
         check_memory(entry, policy, scene)
     believed = scene.platform if request.believed is None else make(request.believed, "believed")
+    believed_engine = None if config.believed_engine is None else engine_named(read.text(config, "believed_engine"))
     recalls = {entry: predictor_recall(scene.trace, policy.prefetch.source) for entry, policy in policies.items()}
     for batch in read.wholes(config, "workload.batch"):
         workload = make_workload(scene, config, batch)
         about = _about(scene, config, workload, batch, seed)
         for entry, policy in policies.items():
-            simulation = simulate(scene, believed, policy, workload, ())
+            simulation = simulate(scene, believed, policy, workload, (), believed_engine=believed_engine)
             for phase in PHASES:
                 if phase in simulation.columns["phase"]:
                     yield {
