@@ -9,8 +9,9 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from dali.experiments.settings.objects import make
-from dali.experiments.settings.read import positive, whole, whole_or_none, wholes
+from dali.experiments.settings.read import positive, text_or_none, whole, whole_or_none, wholes
 from dali.policies.costs.engine import IDEAL, ServingEngine
+from dali.policies.costs.formats import find_quantisation, kv_bits, quantised
 from dali.policies.costs.measured import Geometry, Profile
 from dali.policies.costs.model import CostModel
 from dali.policies.costs.roofline import ModelShape, Platform, roofline
@@ -60,13 +61,12 @@ def read_scene(
 
     `trace` and `platform` take the place of what the configuration makes, for callers that have them already.
     """
-    model: ModelShape = make(config.model, "model")
+    model, notes = read_model(config)
     platform = make(config.platform, "platform") if platform is None else platform
     engine: ServingEngine = make(config.engine, "engine")
     slices, seed = whole(config, "slices"), whole(config, "seed", 0)
     unit_bytes = model.unit_bytes(slices)
     trace = make(config.trace, "trace") if trace is None else trace
-    notes = []
     if (trace.metadata.layers, trace.metadata.experts) != (model.layers, model.experts):
         model, note = as_routed(model, trace.metadata)
         notes.append(note)
@@ -90,6 +90,22 @@ def read_scene(
             f"{platform.name}: a what-if."
         )
     return Scene(model, platform, trace, slices, slots, seed, notes, engine)
+
+
+def read_model(config: DictConfig) -> tuple[ModelShape, list[str]]:
+    """The model of a configuration in the formats of `quant` and `kv`, and the notes that say what these are."""
+    model: ModelShape = make(config.model, "model")
+    quant, kv = text_or_none(config, "quant"), text_or_none(config, "kv")
+    if quant is None:
+        if kv is None:
+            return model, []
+        return replace(model, kv_bits=kv_bits(kv)), [f"A value of the KV cache takes {kv_bits(kv):g} bits ({kv})."]
+    stored, found = quantised(model, quant, kv), find_quantisation(quant)
+    estimate = " (an estimate: Unsloth's formats differ by model)" if found.name.startswith("ud_") else ""
+    return stored, [
+        f"Weights are in {found.name}{estimate}: experts take {stored.expert_bits:.2f} bits, head and embedding "
+        f"{stored.head_bits:.2f}, all others {stored.dense_bits:.2f}; a value of the KV cache {stored.kv_bits:g}."
+    ]
 
 
 def cost_model(

@@ -15,7 +15,7 @@ from dali.experiments.shapes.names import NAMES
 from dali.policies.costs.roofline import ModelShape, Platform, roofline
 
 CONF = Path(conf.__file__).parent
-MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "file")
 # Data sheets; what was measured is in files of `dali calibrate` beside them.
 PLATFORMS = sorted(path.stem for path in (CONF / "platform").glob("*.yaml") if "roofline" in path.read_text())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from yaml import YAMLError
 from dali import conf, traces
 from dali.experiments.settings.folders import OWN, own_folder
 from dali.experiments.settings.shorthand import as_typed, is_launcher, is_part, spelled_out
+from dali.experiments.shapes.file import shape_of_file
+from dali.policies.costs.model_shape import ModelShape
 from dali.policies.types import InputError
 
 # A model is one of few experts up to this many: DALI's settings for Mixtral (8) against DeepSeek and Qwen (64, 128).
@@ -55,6 +58,9 @@ def configuration(
         config = _composed(verb, parts)
         for name, node in (replaced or {}).items():
             config[name] = node
+        path = OmegaConf.select(config, "model.path")  # None where it is missing, too
+        if path is not None:
+            config.model = shape_node(shape_of_file(str(path)))
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:
             name = as_typed(missing[0])
@@ -70,6 +76,12 @@ def configuration(
             raise
         raise InputError(f"override {one_line(error)}; dali {verb} --help lists what there is") from error
     return config
+
+
+def shape_node(model: ModelShape) -> dict[str, Any]:
+    """The configuration of a model's sizes, which other settings refer to."""
+    kind = type(model)
+    return {"_target_": f"{kind.__module__}.{kind.__qualname__}", "_convert_": "all", **asdict(model)}
 
 
 def listing(verb: str, overrides: list[str]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dali.experiments.settings.folders import names
+from dali.experiments.shapes.catalogue import find_model
 from dali.policies.types import InputError
 
 MACHINE = ("gpu", "cpu", "ram", "link", "gpus", "sockets", "host_gbs")
@@ -22,8 +23,9 @@ def spelled_out(verb: str, override: str) -> list[str]:
     """An override of a verb in hydra's words: short forms are what hydra would take for the name of a file in conf.
 
     `trace=FILE` is the group's option `file` with a path, and so is `platform=FILE`; what has a dot or a slash in it is
-    a file.  `model=` of a recording is a checkpoint; of a run it is one too, unless it names a file of conf/model.
-    `policy=` of a run is its only one.  `gpu=` and others of `MACHINE` choose the platform `parts` and set it.
+    a file.  `model=` is a file of conf/model, a model by any of its names, or a path of a config.json; of a recording
+    it is a checkpoint; of a run it is one too, unless it names a file of conf/model.  `policy=` of a run is its only
+    one.  `gpu=` and others of `MACHINE` choose the platform `parts` and set it.
     """
     if is_part(override) and verb in _ON_A_MACHINE:
         return ["platform=parts", f"platform.{override}"]
@@ -39,7 +41,19 @@ def spelled_out(verb: str, override: str) -> list[str]:
         return [f"policies=[{quoted(value)}]"] if verb == "run" else [override]
     if verb == "run" and value in names("model"):
         return [f"model={value}", "checkpoint=null"]
-    return [f"checkpoint={quoted(value)}"] if verb in ("record", "run") else [override]
+    return [f"checkpoint={quoted(value)}"] if verb in ("record", "run") else _model(override, value)
+
+
+def _model(override: str, value: str) -> list[str]:
+    """`model=` of a simulation: a name of a model may have dots in it, a path has slashes or is there."""
+    if value in names("model"):
+        return [override]
+    if re.search(r"[/\\]|\.json$", value) or Path(value).is_dir():
+        return ["model=file", f"model.path={quoted(value)}"]
+    try:
+        return [f"model={find_model(value).name}"]
+    except InputError:
+        return [override]  # hydra says what there is
 
 
 def is_part(override: str) -> bool:

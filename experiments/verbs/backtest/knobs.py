@@ -10,14 +10,14 @@ from dali.experiments.verbs.backtest.rows import Row
 _BRACKETS = re.compile(r"\s*\(([^()]*)\)")
 
 
-class Setting(NamedTuple):
+class KnobSetting(NamedTuple):
     """A name and its value as written; a part of the knob that stands for itself has an empty value."""
 
     name: str
     value: str
 
 
-def settings(row: Row) -> list[Setting]:
+def settings(row: Row) -> list[KnobSetting]:
     """Of the columns knob and knob_value.
 
     Parts between semicolons belong together one by one.  What is left of the name has no value of its own.  What stands
@@ -26,11 +26,11 @@ def settings(row: Row) -> list[Setting]:
     names, values = row.knob.split(";"), row.knob_value.split(";")
     if len(names) < len(values):
         values = [row.knob_value]
-    found: list[Setting] = []
+    found: list[KnobSetting] = []
     for i, name in enumerate(names):
         first, *fixed = re.split(r"\s*/\s*|\s*,\s+", name.strip())
         found += _bracketed(first, values[i].strip() if i < len(values) else "")
-        found += [Setting(part.lower(), "") for part in fixed if part]
+        found += [KnobSetting(part.lower(), "") for part in fixed if part]
     return [setting for setting in found if setting.name]
 
 
@@ -39,10 +39,10 @@ def value_of(row: Row, name: str) -> str | None:
     return next((each.value for each in settings(row) if each.value and re.search(name, each.name)), None)
 
 
-def _bracketed(name: str, value: str) -> list[Setting]:
+def _bracketed(name: str, value: str) -> list[KnobSetting]:
     inner = _BRACKETS.search(name)
     if not inner:
-        return [Setting(name.lower(), value)]
-    whole = Setting(_BRACKETS.sub("", name).lower(), value)
+        return [KnobSetting(name.lower(), value)]
+    whole = KnobSetting(_BRACKETS.sub("", name).lower(), value)
     within = _BRACKETS.search(value)
-    return [whole, Setting(inner[1].lower(), within[1])] if within else [whole]
+    return [whole, KnobSetting(inner[1].lower(), within[1])] if within else [whole]
