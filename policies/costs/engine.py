@@ -76,6 +76,8 @@ class ServingEngine:
     copies_whole_layer  True: a layer's inactive experts are copied too
     parallel         False: the GPU's units of a layer step run before the CPU's
     tensor_parallel  True: several GPUs share every layer; False: they take turns, by layers
+    further_sockets  what each socket after the first adds, as a share of the first: threads and memory of a machine
+                     with two are apart
     caches_by_copy   True: an expert that its cache in GPU memory misses is copied; False: the CPU runs it
     global_cache     True: the cache is one pool; False: every layer has its slots
     streams_from     prefill from so many tokens a step streams whole layers to the GPU ahead of use; None = never
@@ -109,6 +111,7 @@ class ServingEngine:
     copies_whole_layer: bool = False
     parallel: bool = True
     tensor_parallel: bool = False
+    further_sockets: float = 1.0
     caches_by_copy: bool = False
     global_cache: bool = False
     streams_from: int | None = None
@@ -118,6 +121,8 @@ class ServingEngine:
     fitted_on: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not 0 <= self.further_sockets <= 1:
+            raise InputError(f"engine.further_sockets: found {self.further_sockets}, expected a share from 0 to 1")
         for name in ("attention", "link_share", "copy_gbs"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):

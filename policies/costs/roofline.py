@@ -51,8 +51,8 @@ class Processor:
         """Bytes a second that kernels reach."""
         return self.bandwidth_gbs * 1e9 * self.bandwidth_share
 
-    def times(self, number: int) -> Processor:
-        """As many of it that share every job."""
+    def times(self, number: float) -> Processor:
+        """As many of it, or such a share, at every job."""
         return replace(self, bandwidth_gbs=self.bandwidth_gbs * number, tflops=self.tflops * number)
 
     def seconds(self, bytes_moved: Floats | float, operations: Floats | float) -> Floats:
@@ -132,7 +132,9 @@ def roofline(
     if max_tokens < 1:
         raise InputError(f"max_tokens: found {max_tokens}, expected at least 1")
     together = platform.gpus if engine.tensor_parallel else 1
-    gpu, cpu = platform.gpu.times(together), platform.cpu
+    # `platform.cpu` is that of all sockets together.
+    sockets = (1 + (platform.sockets - 1) * engine.further_sockets) / platform.sockets
+    gpu, cpu = platform.gpu.times(together), platform.cpu.times(sockets)
     unit_bytes = model.unit_bytes(slices)
     activation_bytes = 2.0 * model.hidden
     link = min(platform.link_gbs * engine.link_share, engine.copy_gbs or np.inf) * 1e9 * together

@@ -97,6 +97,13 @@ def test_gpus_share_a_layer_only_in_an_engine_that_lets_them() -> None:
     assert shared.copy[0] == pytest.approx(150e-6 + 30e-6)
 
 
+def test_a_second_socket_adds_what_the_engine_makes_of_it() -> None:
+    two = replace(MACHINE, sockets=2)  # 100 GB/s are of both
+    assert costs(two).cpu[1] == costs().cpu[1]
+    assert costs(two, further_sockets=0.0).cpu[1] == pytest.approx(2 * 30.04e-6 + 20e-6)
+    assert costs(two, further_sockets=0.5).cpu[1] == pytest.approx(30.04e-6 / 0.75 + 20e-6)
+
+
 def test_a_copy_rule_may_scale_with_how_thinly_tokens_spread() -> None:
     assert ServingEngine("e").copies_from(64, 6) is None
     assert ServingEngine("e", copy_from=32).copies_from(64, 6) == 32

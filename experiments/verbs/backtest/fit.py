@@ -68,7 +68,9 @@ def fit(engine: ServingEngine, speeds: Speeds, predict: Predict) -> ServingEngin
         made = with_constants(engine, dict(zip(names, np.exp(logs), strict=True)))
         return np.concatenate([residuals(speeds, predict(made)), (logs - centre) / width])
 
-    found = least_squares(whole, centre, diff_step=STEP, loss="cauchy", f_scale=1.0, max_nfev=10, x_scale=width)
+    found = least_squares(
+        whole, centre, diff_step=np.full(centre.size, STEP), loss="cauchy", f_scale=1.0, max_nfev=10, x_scale=width
+    )
     return with_constants(engine, dict(zip(names, np.exp(found.x), strict=True)))
 
 

@@ -22,7 +22,7 @@ def predict(case: MeasuredCase, model: ModelShape, platform: Platform, engine: S
     platform.gpu_memory_gb is that of all GPUs together.
     """
     engine = as_set(engine, case)
-    found = {}
+    found: dict[str, float] = {}
     if case.prefill is not None:
         asked = case.prefill
         ubatch = min(asked.ubatch or engine.prefill_chunk or asked.prompt, asked.prompt)

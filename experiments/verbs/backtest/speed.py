@@ -63,7 +63,9 @@ def prefill_seconds(setup: Setup, prompt: int, ubatch: int, depth: int) -> float
     starts = np.arange(0, prompt, ubatch)
     sizes = np.minimum(ubatch, prompt - starts)
     full = int((sizes == ubatch).sum())
-    chosen = np.unique(np.linspace(0, full - 1, min(full, MOST_PASSES)).round().astype(int)) if full else []
+    chosen = (
+        np.unique(np.linspace(0, full - 1, min(full, MOST_PASSES)).round().astype(int)) if full else np.zeros(0, int)
+    )
     taken = [*chosen, *range(full, sizes.size)]
     passes = [Pass(PREFILL, int(sizes[i]), 1, depth + starts[i] + (sizes[i] + 1) / 2) for i in taken]
     seconds = setup.seconds(passes)

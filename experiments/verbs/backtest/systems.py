@@ -15,7 +15,6 @@ from dali.experiments.verbs.backtest.case import (
     Share,
     SlotCache,
 )
-from dali.policies.assign.base import Assignment
 from dali.policies.assign.fixed import AllGPU, LayerSplit
 from dali.policies.cache.base import Cache
 from dali.policies.cache.classic import LRU
@@ -26,6 +25,7 @@ from dali.policies.planner import Policy
 from dali.policies.prefetch.predicted import OraclePrefetch
 from dali.policies.prefetch.simple import NoPrefetch
 from dali.policies.types import InputError
+from dali.policies.view import AssignmentPolicy
 
 GB = 1e9
 # Of a card's memory that the model cannot have: the driver's and the libraries' own, and compute buffers.  llama.cpp's
@@ -77,7 +77,7 @@ def system(
     return _slot_cache(placement, model, engine, free)
 
 
-def _made(name: str, assignment: Assignment, cache: Cache, slots: int, staging: int = STAGING) -> System:
+def _made(name: str, assignment: AssignmentPolicy, cache: Cache, slots: int, staging: int = STAGING) -> System:
     return System(Policy(name, assignment, NoPrefetch(), cache, staging), slots)
 
 
