@@ -8,7 +8,7 @@ from typing import Any
 
 from dali.experiments.shapes.attention import Attention, attention
 from dali.experiments.shapes.fields import Fields
-from dali.experiments.shapes.layers import DENSE, MOE, feed_forwards, mixers
+from dali.experiments.shapes.layers import COMPRESSED, DENSE, MOE, feed_forwards, mixers
 from dali.policies.costs.blocks import BLOCKS
 from dali.policies.costs.model_shape import ModelShape
 from dali.policies.types import InputError
@@ -35,9 +35,8 @@ def shape_from_config(config: Mapping[str, Any], name: str, source: str = "confi
     source  what messages begin with, such as the file
 
     Layers of different attention are taken at their mean, and blocks that are all attention or all experts are put
-    together into layers.  Biases, norms, what predicts several tokens and what reads images are left out.  Sparse
-    attention that chooses positions is taken to read all of them, as engines without its kernels do.  InputError, in
-    one line, names a field that is missing or has a value that is not known.
+    together into layers.  Biases, norms, what predicts several tokens and what reads images are left out.  InputError,
+    in one line, names a field that is missing or has a value that is not known.
     """
     fields = Fields(config, source)
     experts = _first(fields, "num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
@@ -65,11 +64,11 @@ def shape_from_config(config: Mapping[str, Any], name: str, source: str = "confi
         expert_format=BLOCKS[storage.experts].kernel,
         dense_format=BLOCKS[storage.dense].kernel,
         tied=fields.flag("tie_word_embeddings"),
-        **_means(attentions, len(kinds)),
+        **_means(attentions, len(kinds), _chosen(fields)),
     )
 
 
-def _means(attentions: Sequence[Attention], layers: int) -> dict[str, Any]:
+def _means(attentions: Sequence[Attention], layers: int, chosen: int) -> dict[str, Any]:
     """The fields of a shape that say what attention is, of `layers` that share all of it."""
     full = sum(each.share for each in attentions) / layers
     # Cache and arithmetic of a position are those of the layers that read the most of them.
@@ -82,7 +81,15 @@ def _means(attentions: Sequence[Attention], layers: int) -> dict[str, Any]:
         "full_attention": full,
         "window": round(sum(each.window for each in attentions) / others) if others else 0,
         "state_bytes": round(sum(each.state for each in attentions) / others) if others else 0,
+        "chosen": chosen,
     }
+
+
+def _chosen(fields: Fields) -> int:
+    """Positions that sparse attention chooses; 0 where there is none, or where they count as a window already."""
+    if COMPRESSED in mixers(fields):
+        return 0
+    return fields.whole("indexer_budget", "index_topk")
 
 
 def _first(fields: Fields, *names: str) -> int:

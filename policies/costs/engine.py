@@ -56,6 +56,7 @@ class ServingEngine:
 
     cpu, gpu, dense  kernels of experts on the CPU, of experts on the GPU, and of everything else on the GPU
     attention        multiple of the GPU's bandwidth and arithmetic that attention over the KV cache reaches
+    sparse_attention whether attention reads only the positions that a model chooses, where it does
     launches         kernels launched for a layer, its experts' on the GPU included
     launch_us        host time of one: a layer is not done before its launches are
     graphed_launch_us  the same where a whole step runs on the GPU and is replayed as a graph
@@ -92,6 +93,7 @@ class ServingEngine:
     gpu: Kernels = Kernels()
     dense: Kernels = Kernels()
     attention: float = 1.0
+    sparse_attention: bool = True
     launches: int = 0
     launch_us: float = 0.0
     graphed_launch_us: float = 0.0

@@ -35,6 +35,7 @@ class ModelShape:
     full_attention    share of layers whose attention reads the whole context
     window            positions that the other layers attend to; 0 = linear attention, a state of constant size
     state_bytes       bytes of that state in one layer and sequence; every step reads and writes it
+    chosen            positions that sparse attention chooses of the whole context; 0 = it reads all of them
     kv_bits           bits of a value in the KV cache
     head_bits         bits of a weight of output head and embedding; None = dense_bits
     expert_format     storage of experts, by the names of `policies.costs.formats`: kernels differ in speed by it
@@ -62,6 +63,7 @@ class ModelShape:
     full_attention: float = 1.0
     window: int = 0
     state_bytes: int = 0
+    chosen: int = 0
     kv_bits: float = 16
     head_bits: float | None = None
     expert_format: str = "bf16"
@@ -87,7 +89,7 @@ class ModelShape:
             raise InputError(f"model.top_k: found {self.top_k}, expected at most the {self.experts} experts")
         if not 0 <= self.full_attention <= 1:
             raise InputError(f"model.full_attention: found {self.full_attention}, expected a share between 0 and 1")
-        for name in ("window", "state_bytes"):
+        for name in ("window", "state_bytes", "chosen"):
             if getattr(self, name) < 0:
                 raise InputError(f"model.{name}: found {getattr(self, name)}, expected at least 0")
         for source, recall in self.predictor_recall.items():
@@ -179,17 +181,24 @@ class ModelShape:
 
     # ---- attention -------------------------------------------------------------------------------------
 
-    def attended(self, context: float) -> float:
-        """Positions that a token attends to in a layer, the mean over layers, with `context` of them before it."""
-        return self.full_attention * context + (1 - self.full_attention) * min(float(self.window), context)
+    def attended(self, context: float, sparse: bool = True) -> float:
+        """Positions that a token attends to in a layer, the mean over layers, with `context` of them before it.
+
+        sparse  whether the engine reads only the positions that the model chooses, where it does
+        """
+        whole = min(context, float(self.chosen)) if self.chosen and sparse else context
+        return self.full_attention * whole + (1 - self.full_attention) * min(float(self.window), context)
 
     def cache_bytes(self, context: float) -> float:
         """Bytes of KV cache and state that one sequence keeps in a layer, the mean over layers."""
-        return self.attended(context) * self.kv_bytes * self.kv_bits / 16 + self._state_bytes
+        return self._kv_bytes(self.attended(context, sparse=False)) + self._state_bytes
 
-    def attention_bytes(self, context: float) -> float:
-        """Bytes that attention moves in a step, a sequence and a layer: it reads all of the cache, writes the state."""
-        return self.cache_bytes(context) + self._state_bytes
+    def attention_bytes(self, context: float, sparse: bool = True) -> float:
+        """Bytes that attention moves in a step, a sequence and a layer: what it attends to, and its state twice."""
+        return self._kv_bytes(self.attended(context, sparse)) + 2 * self._state_bytes
+
+    def _kv_bytes(self, positions: float) -> float:
+        return positions * self.kv_bytes * self.kv_bits / 16
 
     @property
     def _state_bytes(self) -> float:

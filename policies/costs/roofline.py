@@ -158,8 +158,8 @@ def roofline(
     def on_gpu(weights: float, params: float, layers: int, tokens: int, sequences: int, context: float) -> float:
         reached, arithmetic = engine.dense.reach(model.dense_format)
         read, work = weights / reached, 2.0 * tokens * params / arithmetic
-        cache = layers * sequences * model.attention_bytes(context)
-        products = layers * 4.0 * model.attention_width * tokens * model.attended(context)
+        cache = layers * sequences * model.attention_bytes(context, engine.sparse_attention)
+        products = layers * 4.0 * model.attention_width * tokens * model.attended(context, engine.sparse_attention)
         if attention_on == "cpu" and tokens == sequences:
             crossing = layers * (2 * latency + 2 * tokens * activation_bytes / link)
             attention = float(cpu.seconds(cache, products)) + cpu.job_overhead_us * 1e-6 + crossing

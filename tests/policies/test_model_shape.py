@@ -117,3 +117,14 @@ def test_configurations_find_the_class_where_they_name_it() -> None:
     fields = list(asdict(SHAPE))[:17]
     assert fields[-1] == "predictor_recall"
     assert ModelShape(**{field: getattr(SHAPE, field) for field in fields}) == SHAPE
+
+
+def test_sparse_attention_reads_what_it_chooses_and_keeps_everything() -> None:
+    sparse = replace(SHAPE, chosen=100)
+    assert sparse.attended(40.0) == 40
+    assert sparse.attended(1000.0) == 100
+    assert sparse.attended(1000.0, sparse=False) == 1000
+    assert (
+        sparse.attention_bytes(1000.0) == sparse.attention_bytes(100.0) < sparse.attention_bytes(1000.0, sparse=False)
+    )
+    assert sparse.cache_bytes(1000.0) == SHAPE.cache_bytes(1000.0)
