@@ -173,7 +173,6 @@ def test_a_file_of_which_nothing_can_be_priced(tmp_path, capsys):
 # ---- the simulator's own prices --------------------------------------------------------------------
 
 
-@pytest.mark.xfail(raises=NotImplementedError, strict=True, reason="rows are not priced by the simulator yet")
 def test_a_handful_of_rows_by_the_simulator(tmp_path):
     few = ("Q35-5080.03", "Q35-5080.04", "NV-q30.03", "IK698-oss20-main.03", "IMP1374.02", "EXL-5950.03", "FT232.01")
     with open(PUBLISHED, newline="", encoding="utf-8") as file:

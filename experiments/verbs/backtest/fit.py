@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import least_squares
 
-from dali.policies.costs.constants import with_constants
+from dali.policies.costs.constants import constant, with_constants
 from dali.policies.costs.engine import ServingEngine
 from dali.policies.types import Floats
 
@@ -74,39 +74,34 @@ def fit(engine: ServingEngine, speeds: Speeds, predict: Predict) -> ServingEngin
     return with_constants(engine, dict(zip(names, np.exp(found.x), strict=True)))
 
 
-def sensitivities(engine: ServingEngine, predict: Predict) -> Floats:
-    """float64 [n, constants], change of log(predicted) with that of each fitted constant's logarithm."""
-    from dali.policies.costs.constants import constant
-
-    columns = []
-    for name in engine.fitted:
-        value = constant(engine, name)
-        up, down = (predict(with_constants(engine, {name: value * np.exp(step)})) for step in (STEP, -STEP))
-        columns.append(np.log(up / down) / (2 * STEP))
-    return np.stack(columns, axis=1)
-
-
 def left_out(engine: ServingEngine, speeds: Speeds, predicted: Floats, slopes: Floats, series: Sequence[str]) -> Floats:
     """Tokens/s of each row with constants that its own series had no part in, float64 [n].
 
-    One Gauss-Newton step from the fitted constants, by the slopes of `sensitivities`: exact where the speeds'
-    logarithms are linear in the constants' over the way that leaving out a series moves them.
+    slopes  float64 [n, constants], change of log(predicted) with the logarithm of each constant of `engine.fitted`
+
+    One Gauss-Newton step from the fitted constants: exact where logarithms of speeds are linear in those of the
+    constants, as far as leaving out a series moves these.
     """
     names = np.array(series)
     out = predicted.copy()
-    _, width = _priors(engine)
-    centre, _ = _priors(engine)
-    from dali.policies.costs.constants import constant
-
+    centre, width = _priors(engine)
     at = np.log([constant(engine, name) for name in engine.fitted])
     for left in np.unique(names):
         kept = names != left
         rest = Speeds(speeds.measured[kept], speeds.group[kept], speeds.absolute[kept])
+        found = residuals(rest, predicted[kept])
+        heeded = _heeded(np.concatenate([found, (at - centre) / width]))
         design = np.vstack([_weighted(rest, slopes[kept]), np.diag(1 / width)])
-        wanted = -np.concatenate([residuals(rest, predicted[kept]), (at - centre) / width])
-        step = np.linalg.lstsq(design, wanted, rcond=None)[0]
+        wanted = -np.concatenate([found, (at - centre) / width])
+        step = np.linalg.lstsq(design * heeded[:, None], wanted * heeded, rcond=None)[0]
         out[~kept] = predicted[~kept] * np.exp(slopes[~kept] @ step)
     return out
+
+
+def _heeded(found: Floats) -> Floats:
+    """Square root of the weight that the Cauchy loss of `fit` gives to each residual."""
+    weights: Floats = 1 / np.sqrt(1 + found**2)
+    return weights
 
 
 def _priors(engine: ServingEngine) -> tuple[Floats, Floats]:

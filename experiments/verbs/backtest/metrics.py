@@ -96,7 +96,8 @@ def summary(table: pd.DataFrame, given: int, refused: pd.Series) -> dict[str, An
 
     given    rows of the file
     refused  category of each row that was not priced
-    The figures that are named first are those of held-out series, but for rows_priced, which are all.
+    The figures that are named first are those of held-out series, but for rows_priced, which are all.  left_out are all
+    series, each predicted without a part of its own in the constants.
     """
     held, fitted = table[table["held_out"]], table[~table["held_out"]]
     of_held = measures(held)
@@ -108,6 +109,7 @@ def summary(table: pd.DataFrame, given: int, refused: pd.Series) -> dict[str, An
         **{name: of_held[name] for name in (*first, "pairs_right")},
         "held_out": of_held,
         "fitted": measures(fitted),
+        "left_out": measures(with_errors(table.assign(predicted=table["left_out"]))),
         "all": measures(table),
         "held_out_by_engine": by(held, "engine"),
         "by_engine": by(table, "engine"),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import cast
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from dali.experiments.parts.finding import find_cpu, find_gpu, unnamed_cpu
@@ -15,8 +16,9 @@ from dali.experiments.parts.machine import compose
 from dali.experiments.settings.objects import engine_named
 from dali.experiments.shapes.catalogue import find_model
 from dali.experiments.verbs.backtest.case import MeasuredCase
+from dali.experiments.verbs.backtest.fit import STEP
 from dali.experiments.verbs.backtest.predict import predict
-from dali.policies.costs.constants import with_constants
+from dali.policies.costs.constants import constant, with_constants
 from dali.policies.costs.engine import ServingEngine
 from dali.policies.costs.formats import quantised
 from dali.policies.costs.model_shape import ModelShape
@@ -30,18 +32,34 @@ UNNAMED_RAM = "DDR5-5600 2ch"
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the simulator says of one phase; `notes` is what the row does not say and was taken, a phrase each."""
+    """What the simulator says of one phase.
+
+    notes   what the row does not say and was taken, a phrase each
+    slopes  change of the speed's logarithm with that of each constant that was fitted to the row's series; empty where
+            none was
+    """
 
     tokens_per_s: float
     notes: tuple[str, ...] = ()
+    slopes: Mapping[str, float] = field(default_factory=dict)
 
 
 def price(case: MeasuredCase, config: DictConfig) -> dict[str, Prediction]:
     """Predictions by phase; InputError, with the reason, for a row that cannot be priced."""
     model = model_of(case)
     machine, taken = machine_of(case)
-    found = predict(case, model, machine, engines(config)[case.engine])
-    return {phase: Prediction(speed, taken) for phase, speed in found.items()}
+    engine = engines(config)[case.engine]
+    found = predict(case, model, machine, engine)
+    changed = {
+        name: predict(case, model, machine, with_constants(engine, {name: constant(engine, name) * (1 + STEP)}))
+        for name in (engine.fitted if case.series in engine.fitted_on else ())
+    }
+    return {
+        phase: Prediction(
+            speed, taken, {name: np.log(other[phase] / speed) / np.log1p(STEP) for name, other in changed.items()}
+        )
+        for phase, speed in found.items()
+    }
 
 
 def engines(config: DictConfig) -> Mapping[str, ServingEngine]:

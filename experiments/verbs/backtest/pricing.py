@@ -9,13 +9,16 @@ from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
 
 from dali.experiments.verbs.backtest.case import MeasuredCase, Refusal
+from dali.experiments.verbs.backtest.fit import Speeds, left_out
 from dali.experiments.verbs.backtest.price import Prediction
 from dali.experiments.verbs.backtest.refusing import DRAFTER, NOT_PRICED, PROMPT
 from dali.policies.columns import DECODE, PREFILL
+from dali.policies.costs.engine import ServingEngine
 from dali.policies.types import InputError
 
 Price = Callable[[MeasuredCase, DictConfig], Mapping[str, Prediction]]
@@ -24,7 +27,7 @@ Priced = Mapping[str, Prediction] | str
 
 COLUMNS = [
     *("id", "series", "engine", "model", "quant", "machine", "knob", "knob_value"),
-    *("phase", "measured", "predicted", "absolute", "held_out", "taken", "notes", "source"),
+    *("phase", "measured", "predicted", "left_out", "absolute", "held_out", "taken", "notes", "source"),
 ]
 REFUSED = ["id", "phase", "category", "detail"]
 
@@ -80,10 +83,25 @@ def predictions(cases: Sequence[MeasuredCase], priced: Sequence[Priced], fitted:
             rows.append(
                 shared
                 | {"phase": phase, "measured": measured[phase], "predicted": float(prediction.tokens_per_s)}
+                | {"left_out": float(prediction.tokens_per_s), "slopes": prediction.slopes}
                 | {"held_out": case.series not in fitted}
                 | {"taken": "; ".join(dict.fromkeys([*case.assumed, *prediction.notes]))}
             )
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return pd.DataFrame(rows, columns=[*COLUMNS, "slopes"])
+
+
+def with_left_out(table: pd.DataFrame, engines: Mapping[str, ServingEngine]) -> pd.DataFrame:
+    """The table with `left_out` in fitted series: what constants would predict that its own series had no part in."""
+    table = table.copy()
+    for name, part in table[~table["held_out"].astype(bool)].groupby("engine"):
+        engine = engines[str(name)]
+        slopes = np.array([[row[constant] for constant in engine.fitted] for row in part["slopes"]])
+        group = part.groupby(["series", "phase"]).ngroup().to_numpy()
+        speeds = Speeds(part["measured"].to_numpy(), group, part["absolute"].to_numpy(bool))
+        table.loc[part.index, "left_out"] = left_out(
+            engine, speeds, part["predicted"].to_numpy(), slopes, list(part["series"])
+        )
+    return table[COLUMNS]
 
 
 def refusals(cases: Sequence[MeasuredCase], priced: Sequence[Priced], others: Sequence[Refusal]) -> pd.DataFrame:

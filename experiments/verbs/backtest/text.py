@@ -49,7 +49,12 @@ def with_figures(made: Document, drawn: list[str]) -> Document:
 
 def overview(found: dict[str, Any]) -> Table:
     """Held-out series, fitted ones, and all."""
-    names = {"held_out": "held-out series", "fitted": "fitted series", "all": "all series"}
+    names = {
+        "held_out": "held-out series",
+        "left_out": "all series, each left out of the fit",
+        "fitted": "fitted series",
+        "all": "all series",
+    }
     return Table(["", *_HEADER], [[name, *_cells(found[key])] for key, name in names.items()], _MEANING)
 
 

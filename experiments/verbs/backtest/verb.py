@@ -36,7 +36,7 @@ def run(config: DictConfig, overrides: list[str]) -> None:
             bar.set_postfix_str(case.id, refresh=False)
             bar.update()
             priced.append(each)
-    table = pricing.predictions(cases, priced, fitted)
+    table = pricing.with_left_out(pricing.predictions(cases, priced, fitted), price.engines(config))
     refused = pricing.refusals(cases, priced, [each for each in found if isinstance(each, Refusal)])
     whole_rows = refused.loc[refused["phase"] == "", "category"]
     if table.empty:
