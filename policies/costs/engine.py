@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 from dali.policies.types import InputError
 
 DEFAULT = "default"
+# Operations a cycle and core in BF16, 128 with AVX-512 and 1024 with tiles, and the shares of them that
+# `experiments.parts.machine` takes kernels to reach, 0.5 and 0.29.
+AVX512_OF_AMX = 128 * 0.5 / (1024 * 0.29)
 
 
 def _require_shares(owner: str, shares: Mapping[str, float]) -> None:
@@ -30,6 +33,7 @@ class Kernels:
 
     bandwidth  {format: multiple} of the memory's bandwidth while weights of the format are read
     compute    {format: multiple} of the arithmetic; above 1 where the format computes in narrower integers
+    tiles      formats computed with a CPU's matrix tiles (AMX), ("all",) = every one; others count by AVX-512
     overlap    True: a job takes the longer of its memory traffic and its arithmetic; False: their sum, as of kernels
                that are bound by neither alone at a few tokens
     formats that are not named are those of "default"
@@ -37,16 +41,18 @@ class Kernels:
 
     bandwidth: Mapping[str, float] = field(default_factory=lambda: {DEFAULT: 1.0})
     compute: Mapping[str, float] = field(default_factory=lambda: {DEFAULT: 1.0})
+    tiles: tuple[str, ...] = ("all",)
     overlap: bool = True
 
     def __post_init__(self) -> None:
         _require_shares("kernels.bandwidth", self.bandwidth)
         _require_shares("kernels.compute", self.compute)
 
-    def reach(self, weight_format: str) -> tuple[float, float]:
-        """Multiples of (bandwidth, arithmetic) for weights of a format."""
-        found = (shares.get(weight_format, shares[DEFAULT]) for shares in (self.bandwidth, self.compute))
-        bandwidth, compute = found
+    def reach(self, weight_format: str, isa: str = "") -> tuple[float, float]:
+        """Multiples of (bandwidth, arithmetic) for weights of a format; isa: the processor's."""
+        bandwidth, compute = (shares.get(weight_format, shares[DEFAULT]) for shares in (self.bandwidth, self.compute))
+        if isa == "amx" and not {"all", weight_format} & set(self.tiles):
+            compute *= AVX512_OF_AMX
         return bandwidth, compute
 
 
@@ -77,6 +83,7 @@ class ServingEngine:
     copies_whole_layer  True: a layer's inactive experts are copied too
     parallel         False: the GPU's units of a layer step run before the CPU's
     tensor_parallel  True: several GPUs share every layer; False: they take turns, by layers
+    allreduce_us     adding up what GPUs that share a layer have computed, twice a layer
     further_sockets  what each socket after the first adds, as a share of the first: threads and memory of a machine
                      with two are apart
     caches_by_copy   True: an expert that its cache in GPU memory misses is copied; False: the CPU runs it
@@ -113,6 +120,7 @@ class ServingEngine:
     copies_whole_layer: bool = False
     parallel: bool = True
     tensor_parallel: bool = False
+    allreduce_us: float = 0.0
     further_sockets: float = 1.0
     caches_by_copy: bool = False
     global_cache: bool = False

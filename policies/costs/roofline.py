@@ -142,11 +142,12 @@ def roofline(
     latency = _or(engine.copy_us, platform.copy_latency_us)
     handover = _or(engine.handover_us, platform.copy_latency_us)
     launched = engine.launches * engine.launch_us * 1e-6
+    adding = 2 * engine.allreduce_us * 1e-6 if together > 1 else 0.0
     job = 0.0 if engine.launches else gpu.job_overhead_us * 1e-6
 
     def table(processor: Processor, kernels: Kernels, own: float | None, slowdown: float = 1.0) -> Floats:
         tokens = np.arange(max_tokens + 1, dtype=np.float64)
-        reached, arithmetic = kernels.reach(model.expert_format)
+        reached, arithmetic = kernels.reach(model.expert_format, processor.isa)
         memory = processor.seconds(unit_bytes + 2 * tokens * activation_bytes, 0.0) * (slowdown / reached)
         operations = processor.seconds(0.0, 2.0 * tokens * model.expert_params / slices) / arithmetic
         times = (np.maximum(memory, operations) if kernels.overlap else memory + operations) + _or(
@@ -168,11 +169,12 @@ def roofline(
         return float(gpu.seconds(read, work)) + attention
 
     def dense(tokens: int, sequences: int, context: float) -> float:
-        return max(on_gpu(model.layer_bytes, model.layer_params, 1, tokens, sequences, context) + job, launched)
+        layer = on_gpu(model.layer_bytes, model.layer_params, 1, tokens, sequences, context)
+        return max(layer + job, launched) + adding
 
     def per_step(tokens: int, sequences: int, context: float) -> float:
         outside = on_gpu(model.outside_bytes, model.outside_params, model.dense_layers, tokens, sequences, context)
-        return max(outside + job, launched * model.dense_layers) + engine.step_us * 1e-6
+        return max(outside + job, launched * model.dense_layers) + adding * model.dense_layers + engine.step_us * 1e-6
 
     return CostModel(
         cpu=table(cpu, engine.cpu, None if engine.cpu_start_us is None else 0.0),

@@ -46,6 +46,14 @@ def test_kernels_reach_a_share_by_format() -> None:
     assert costs(cpu=other).cpu[1] == pytest.approx(30.04e-6 + 20e-6)
 
 
+def test_only_formats_with_tiles_count_by_amx() -> None:
+    amx = replace(MACHINE, cpu=replace(MACHINE.cpu, isa="amx"))
+    # Ten tokens take 60 us of arithmetic at the machine's 1 TFLOP/s; AVX-512 reaches 0.2155 of what tiles do.
+    assert costs(amx).cpu[10] == costs(amx, cpu=Kernels(tiles=("q8_0",))).cpu[10] == pytest.approx(60e-6 + 20e-6)
+    assert costs(amx, cpu=Kernels(tiles=("bf16",))).cpu[10] == pytest.approx(60e-6 / 0.2155 + 20e-6, rel=1e-3)
+    assert costs(cpu=Kernels(tiles=())).cpu[10] == costs().cpu[10]
+
+
 def test_memory_and_arithmetic_add_up_where_kernels_do_not_overlap_them() -> None:
     # Ten tokens: 3.04 MB in 30.4 us; 2 x 10 x 3 M operations at 1 TFLOP/s in 60 us, at twice the rate in 30.
     assert costs().cpu[10] == pytest.approx(60e-6 + 20e-6)
@@ -93,6 +101,11 @@ def test_gpus_share_a_layer_only_in_an_engine_that_lets_them() -> None:
     assert costs(two).gpu[1] == costs().gpu[1]
     shared = costs(two, tensor_parallel=True)
     assert shared.gpu[1] == pytest.approx(1.502e-6 + 10e-6)
+    added = costs(two, tensor_parallel=True, allreduce_us=25).dense(1, 1, 1.0) - costs(two, tensor_parallel=True).dense(
+        1, 1, 1.0
+    )
+    assert added == pytest.approx(50e-6)
+    assert costs(two, allreduce_us=25).dense(1, 1, 1.0) == costs().dense(1, 1, 1.0)
     # Each copies its half of a unit over a link of its own.
     assert shared.copy[0] == pytest.approx(150e-6 + 30e-6)
 

@@ -157,6 +157,7 @@ class MeasuredCase:
 
     engine     of `ENGINES`
     model, quant, gpu, cpu, ram, pcie  as written; gpu and cpu are None where the row does not name one
+    cpu_likely one that the row only says it may be
     model_gb   size of the model's files, 1e9 bytes, where the row says it
     ram_gbs    host bandwidth, 1e9 bytes/s, measured or stated
     batch      sequences at once; None: not said, so that only ratios within the series count
@@ -178,6 +179,7 @@ class MeasuredCase:
     gpu: str | None
     gpu_mem_gb: float | None
     cpu: str | None
+    cpu_likely: str | None
     cores: int | None
     ram: str
     ram_gbs: float | None

@@ -98,7 +98,9 @@ def machine_of(case: MeasuredCase) -> tuple[Platform, tuple[str, ...]]:
         assert card is not None
         taken.append(f"GPU: {UNNAMED_GPU}")
     gpu, gpus = card
-    processor = find_cpu(case.cpu or "")
+    processor = find_cpu(case.cpu or case.cpu_likely or "")
+    if case.cpu_likely is not None:
+        taken.append(f"CPU: {case.cpu_likely}")
     cpu, sockets = processor or (None, 1)
     ram = find_ram(case.ram, cpu, sockets, "" if case.ram_gbs is None else f"{case.ram_gbs:g}")
     if cpu is None:

@@ -43,13 +43,14 @@ class System:
     slots: int
 
 
-def free_gb(model: ModelShape, gpu_memory_gb: float, context: int) -> float:
+def free_gb(model: ModelShape, engine: ServingEngine, gpu_memory_gb: float, context: int) -> float:
     """GPU memory left for experts beside dense weights, the KV cache of `context` tokens and what is kept free.
 
-    The embedding stays in host memory.
+    The embedding stays in host memory.  An engine that streams layers keeps room for one.
     """
     dense = model.layers * (model.layer_bytes + model.cache_bytes(context)) + model.outside_bytes
-    return gpu_memory_gb - KEPT_GB - dense / GB
+    buffer = 0 if engine.streams_from is None else model.experts * model.unit_bytes()
+    return gpu_memory_gb - KEPT_GB - (dense + buffer) / GB
 
 
 def system(
@@ -57,7 +58,7 @@ def system(
 ) -> System:
     """The policy of a placement; InputError where the row does not say enough."""
     layers, experts = model.layers, model.experts
-    free = None if gpu_memory_gb is None else max(0.0, free_gb(model, gpu_memory_gb, context))
+    free = None if gpu_memory_gb is None else max(0.0, free_gb(model, engine, gpu_memory_gb, context))
     split = LayerSplit(engine.copies_from(experts, model.top_k))
     if isinstance(placement, AllGpu):
         return _made("all_on_gpu", split, WholeLayers(), layers * experts)
@@ -68,7 +69,7 @@ def system(
             on_cpu = min(layers, max(0, placement.n - max(0, placement.of - layers)))
         return _made("cpu_layers", split, WholeLayers(), (layers - on_cpu) * experts)
     if isinstance(placement, FitMemory):
-        return _made("fit", split, WholeLayers(), _fitting(placement, model, gpu_memory_gb, context) * experts)
+        return _made("fit", split, WholeLayers(), _fitting(placement, model, engine, gpu_memory_gb, context) * experts)
     if isinstance(placement, Share):
         return _share(placement, model, split, free)
     if isinstance(placement, Hot):
@@ -81,11 +82,13 @@ def _made(name: str, assignment: AssignmentPolicy, cache: Cache, slots: int, sta
     return System(Policy(name, assignment, NoPrefetch(), cache, staging), slots)
 
 
-def _fitting(placement: FitMemory, model: ModelShape, gpu_memory_gb: float | None, context: int) -> int:
+def _fitting(
+    placement: FitMemory, model: ModelShape, engine: ServingEngine, gpu_memory_gb: float | None, context: int
+) -> int:
     memory = gpu_memory_gb if placement.gb is None else placement.gb + KEPT_GB
     if memory is None:
         raise InputError("GPU memory: found none said, expected GB for a placement that fills it")
-    room = free_gb(model, memory - (placement.spare_gb or 0.0), context)
+    room = free_gb(model, engine, memory - (placement.spare_gb or 0.0), context)
     a_layer = model.experts * model.unit_bytes() / GB
     return int(min(model.layers, max(0.0, room / a_layer)))
 

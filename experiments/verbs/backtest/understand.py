@@ -60,6 +60,7 @@ def _understood(row: Row) -> MeasuredCase | Refusal:
         gpu=gpu,
         gpu_mem_gb=leading(row.gpu_mem_gb),
         cpu=cpu,
+        cpu_likely=None if cpu is not None else _likely(row.cpu),
         cores=whole(row.cores),
         ram=said(row.ram),
         ram_gbs=ram_gbs,
@@ -95,6 +96,13 @@ def _named(text: str) -> str | None:
     # Models have numbers of three digits, or a letter and a digit; "2x Xeon" and "8ch" are none.
     model = re.search(r"\d{3}|\b[A-Z]{1,2}\d+\b|grace|\bm[1-5]\b|\d{3,4}\s?xtx?", outside, re.IGNORECASE)
     return text.strip() if model else None
+
+
+def _likely(text: str) -> str | None:
+    """The first processor that brackets name behind "not said": one of an author's machines."""
+    inside = re.search(r"\(([^()]*)\)", text)
+    first = re.split(r"[,/]|\bor\b", inside[1].rpartition(":")[2])[0] if inside else ""
+    return _named(first)
 
 
 def _threads(row: Row) -> int | None:
