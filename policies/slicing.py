@@ -155,6 +155,6 @@ def expected_seconds(
             # The share of the work that is done while the link copies takes longer by contended / alone.
             cpu = alone + min(contended, copying) * (1 - alone / contended)
             crossing = over.transfer_latency + min(int(on_cpu.sum()), tokens) * over.transfer_per_token
-            seconds = max(seconds, cpu + 2 * crossing + over.merge)
+            seconds = max(seconds, cpu + 2 * crossing) + over.merge
         total += seconds
     return total / len(workloads)
