@@ -143,7 +143,7 @@ class Engine:
     def run_step(self, step: Step) -> None:
         """Simulate one forward pass: all MoE layers, and what lies outside them."""
         planner, clock, metrics = self.planner, self._servers.clock, self._servers.metrics
-        state, overlap = planner.raw, planner.policy.assignment.overlap
+        state, overlap = planner.raw, planner.policy.assignment.overlap and self.charged.parallel
         dense = self.charged.dense(step.tokens, step.sequences, step.context)
         outside = self.charged.per_step(step.tokens, step.sequences, step.context)
         waiting = self.charged.overheads.readback + self.charged.overheads.planning

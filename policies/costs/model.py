@@ -82,6 +82,7 @@ class CostModel:
     per_step              what lies outside the MoE layers (dense layers, embedding, head), once a step
     contention            what the machines take from each other besides
     copies_overlap        False: GPU and link take turns, see below
+    parallel              False: the CPU waits for the GPU's units of the layer step, whatever the policy says
 
     The CPU computes while one of its units is under way.  `W` is the largest workload that can be looked up: at least
     the tokens of the largest step.
@@ -101,6 +102,7 @@ class CostModel:
     per_step: DenseCost
     contention: Contention = Contention()
     copies_overlap: bool = True
+    parallel: bool = True
 
     def __post_init__(self) -> None:
         for name in ("cpu", "cpu_contended", "gpu"):

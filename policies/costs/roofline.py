@@ -193,6 +193,8 @@ def roofline(
         ),
         dense=dense,
         per_step=per_step,
+        copies_overlap=engine.copies_overlap,
+        parallel=engine.parallel,
     )
 
 

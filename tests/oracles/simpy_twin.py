@@ -212,9 +212,9 @@ class _Machines:
         self.in_layer = True
         self._tell_link()
         workload = step.workload[layer]
-        self.cpu_left = plan.cpu.size if plan.overlap else 0
+        self.cpu_left = plan.cpu.size if plan.overlap and self.charged.parallel else 0
         gpu_done = self._submit_gpu(layer, plan, workload)
-        if not plan.overlap:
+        if not (plan.overlap and self.charged.parallel):
             yield gpu_done
         cpu_side = env.process(self._cpu_side(plan, workload, step.tokens))
         yield gpu_done & cpu_side

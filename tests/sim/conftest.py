@@ -79,6 +79,7 @@ def draw_costs(rng: np.random.Generator, layers: int, tokens: int) -> CostModel:
         per_step=lambda tokens, sequences, context: per_step,
         contention=Contention(*rng.integers(1, 3, 4).astype(float)),
         copies_overlap=bool(rng.random() < 0.7),
+        parallel=bool(rng.random() < 0.8),
     )
 
 

@@ -413,6 +413,16 @@ def test_copies_that_do_not_overlap_by_hand() -> None:
     assert found.columns["end"].tolist() == [77]
 
 
+def test_a_machine_whose_cpu_waits_for_its_gpu_is_a_policy_that_takes_turns() -> None:
+    planner, workload = two_layers(overlap=True)
+    waiting = run(planner, replace(COSTS, parallel=False), workload)
+    planner, workload = two_layers(overlap=False)
+    taking_turns = run(planner, COSTS, workload)
+    assert timeline(waiting) == timeline(taking_turns)
+    planner, workload = two_layers(overlap=True)
+    assert run(planner, COSTS, workload).columns["end"][0] < waiting.columns["end"][0]
+
+
 def test_a_hint_beside_the_cpu_holds_up_the_merge() -> None:
     # Dense 0-5, GPU 5-7, CPU 5-13.  The link's turn comes at 7: a hint for layer 1, 7-21.  The CPU is done at 13, the
     # merge waits: 21-23.  Layer 1: dense 23-28, unit 1 is there, 28-30; outside 37.
