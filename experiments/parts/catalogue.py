@@ -1,4 +1,7 @@
-"""Tables of GPUs and CPUs (`conf/parts`): data sheets by name."""
+"""Tables of GPUs and CPUs (`conf/parts`): data sheets by name.
+
+A further column, `recalled`, is for readers alone: cells of the row that were checked against none of its sources.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,8 @@ class Cpu:
     """A processor by its data sheet.
 
     cores, base_ghz, boost_ghz        its cores, or its fast ones; e_* the efficient ones beside them
-    memory, channels, mts             the fastest official memory, one module a channel: channels of 64 bits, MT/s
+    memory, channels, mts             the fastest official memory, one module a channel: channels of 64 bits, MT/s; no
+                                      MRDIMM, which few have
     also                              slower memory that it takes as well: "ddr4_3200"
     isa                               one of `ISAS`
     operations, e_operations          in BF16, or FP32 where the isa has none, a cycle and core

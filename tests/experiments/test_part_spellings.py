@@ -245,7 +245,7 @@ MEMORY = [
     ("94 GB, dual channel", "i5_12400f", 1, "", "ddr5_4800x2", 94, 2),
     ("503 GiB", "xeon_6526y", 2, "", "ddr5_5200x8", 503, 3),
     ("", "epyc_9654", 1, "", "ddr5_4800x12", None, 3),
-    ("not said", "grace", 1, "", "lpddr5x_8000x8", None, 3),
+    ("not said", "grace", 1, "", "lpddr5x_6000x8", None, 3),
     ("DDR5 6000MT/s CL30 2x32GB", "ryzen_9950x", 1, "", "ddr5_6000x2", 64, 1),
     ("8x 32GB DDR4 3200 ECC", "epyc_7532", 1, "", "ddr4_3200x8", 256, 1),
     ("64GB (2x32GB) DDR4-3600", "ryzen_5950x", 1, "", "ddr4_3600x2", 64, 1),
