@@ -54,7 +54,9 @@ def test_every_row_is_priced_or_refused(folder):
     whole = refused[refused["phase"].isna()]
     assert set(results["id"]) | set(whole["id"]) == ids
     assert not set(results["id"]) & set(whole["id"])
-    assert set(refused.loc[refused["phase"] == "decode", "id"]) == {"C3090-dsv4.01", "C3090-dsv4.02"}
+    unsaid = refused["category"] == "length of the prompt not said"
+    assert set(refused.loc[unsaid & refused["phase"].isna(), "id"]) == {"C3090-dsv4.01", "C3090-dsv4.02"}
+    assert "UNS-3090-A.01" in set(refused.loc[unsaid & (refused["phase"] == "prefill"), "id"])
     unknown = whole[whole["category"] == "not priced"]
     assert set(unknown["id"].str.rpartition(".")[0]) == {"FT421"}
     assert set(unknown["detail"]) == {"found FreeToken, expected another"}

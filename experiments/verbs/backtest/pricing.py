@@ -93,7 +93,7 @@ def predictions(cases: Sequence[MeasuredCase], priced: Sequence[Priced], fitted:
 def with_left_out(table: pd.DataFrame, engines: Mapping[str, ServingEngine]) -> pd.DataFrame:
     """The table with `left_out` where there are slopes: what constants would predict that its series had no part in."""
     table = table.copy()
-    for name, part in table[table["slopes"].map(bool)].groupby("engine"):
+    for name, part in table[table["slopes"].map(bool).astype(bool)].groupby("engine"):
         engine = engines[str(name)]
         slopes = np.array([[row[constant] for constant in engine.fitted] for row in part["slopes"]])
         group = part.groupby(["series", "phase"]).ngroup().to_numpy()
