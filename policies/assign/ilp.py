@@ -126,7 +126,7 @@ def solve(
 
 
 @dataclass(frozen=True)
-class _Solved:
+class _Answer:
     """What the solver left: see `Solution`; `optimal` is False where the time limit struck."""
 
     on_gpu: Bools
@@ -136,7 +136,7 @@ class _Solved:
 
 def _solve(
     view: LayerView, objective: str, limit: int, feasible: float, solver: str, time_limit_ms: int | None
-) -> _Solved:
+) -> _Answer:
     """One solve in parts of the makespan `feasible`, again in other parts where the solver gives up."""
     for parts, presolve in ATTEMPTS:
         power = parts - int(np.frexp(feasible)[1])
@@ -150,7 +150,7 @@ def _solve(
     on_gpu = np.zeros(view.workload.size, np.bool_)
     for unit, variable in chosen.items():
         on_gpu[unit] = (variable.value() or 0.0) > 0.5
-    return _Solved(on_gpu, optimal, float(np.ldexp(_bound(problem, solver, optimal), -power)))
+    return _Answer(on_gpu, optimal, float(np.ldexp(_bound(problem, solver, optimal), -power)))
 
 
 def _check(view: LayerView) -> None:
