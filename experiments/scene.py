@@ -8,14 +8,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
+from dali.experiments.settings.gpu_memory import read_slots
 from dali.experiments.settings.objects import make
 from dali.experiments.settings.read import positive, text_or_none, whole, whole_or_none, wholes
+from dali.experiments.settings.routing import about_routing, make_routing
 from dali.policies.costs.engine import IDEAL, ServingEngine
 from dali.policies.costs.formats import find_quantisation, kv_bits, quantised
 from dali.policies.costs.measured import Geometry, Profile
 from dali.policies.costs.model import CostModel
 from dali.policies.costs.roofline import ModelShape, Platform, roofline
 from dali.policies.planner import Policy
+from dali.policies.prefetch.frontier import LEFT_OF_COPY
+from dali.policies.prefetch.simple import NoPrefetch
 from dali.policies.slicing import choose_slices
 from dali.policies.types import Floats, InputError, Shape
 from dali.traces.metadata import Metadata
@@ -29,7 +33,7 @@ class Scene:
     """What is the same for all policies of a comparison.
 
     trace     the routing, recorded or synthetic; or counts, which are a workload already
-    slots     GPU slots for experts, in units, staging included: every policy's
+    slots     GPU slots for experts, in units, staging included (`settings.gpu_memory`): every policy's
     notes     what a reader of the results has to know about the inputs
     engine    whose kernels, launches and copies are charged
     """
@@ -53,6 +57,11 @@ class Scene:
         """Units a layer."""
         return self.model.experts * self.slices
 
+    @property
+    def all_units(self) -> int:
+        """Units of the whole model."""
+        return self.model.layers * self.units
+
 
 def read_scene(
     config: DictConfig, trace: Trace | Workload | None = None, platform: Platform | Profile | None = None
@@ -66,30 +75,23 @@ def read_scene(
     engine: ServingEngine = make(config.engine, "engine")
     slices, seed = whole(config, "slices"), whole(config, "seed", 0)
     unit_bytes = model.unit_bytes(slices)
-    trace = make(config.trace, "trace") if trace is None else trace
+    trace = make_routing(config.trace, tokens_asked(config)) if trace is None else trace
+    notes += about_routing(trace.metadata)
     if (trace.metadata.layers, trace.metadata.experts) != (model.layers, model.experts):
         model, note = as_routed(model, trace.metadata)
         notes.append(note)
     if isinstance(platform, Profile):
         platform.check(Geometry.of(model, slices))
         notes.append(f"Costs were measured ({platform.model}): attention is on the GPU, also where a policy moves it.")
-    if config.expert_memory_gb is None:
-        slots = round(positive(config, "cache_share", most=1) * model.layers * model.experts * slices)
-    else:
-        slots = int(positive(config, "expert_memory_gb") * 1e9 / unit_bytes)
+    units = model.layers * model.experts * slices
+    slots, about_slots = read_slots(config, units, unit_bytes, platform.gpu_memory_gb, platform.name)
     if isinstance(trace, Workload) and slices != 1:
         raise InputError(f"slices: found {slices}, a workload of counts has whole experts only, expected 1")
     if trace.metadata.top_k != model.top_k:
         notes.append(
             f"The trace has {trace.metadata.top_k} experts a token, the model {model.top_k}: times are for the trace's."
         )
-    needed = slots * unit_bytes / 1e9
-    if needed > platform.gpu_memory_gb:
-        notes.append(
-            f"The experts' share of GPU memory, {needed:.1f} GB, is more than the {platform.gpu_memory_gb:g} GB of "
-            f"{platform.name}: a what-if."
-        )
-    return Scene(model, platform, trace, slices, slots, seed, notes, engine)
+    return Scene(model, platform, trace, slices, slots, seed, notes + about_slots, engine)
 
 
 def read_model(config: DictConfig) -> tuple[ModelShape, list[str]]:
@@ -106,6 +108,13 @@ def read_model(config: DictConfig) -> tuple[ModelShape, list[str]]:
         f"Weights are in {found.name}{estimate}: experts take {stored.expert_bits:.2f} bits, head and embedding "
         f"{stored.head_bits:.2f}, all others {stored.dense_bits:.2f}; a value of the KV cache {stored.kv_bits:g}."
     ]
+
+
+def tokens_asked(config: DictConfig) -> int:
+    """Tokens that each sequence of the workload has to have; 0 where a configuration has no workload."""
+    if "workload" not in config:
+        return 0
+    return whole(config, "workload.prompt", 0) + whole(config, "workload.generate", 0)
 
 
 def cost_model(
@@ -217,7 +226,9 @@ def in_policy_units(scene: Scene, policy: Policy, workload: Workload) -> tuple[S
         assert isinstance(scene.platform, Platform)
         known, _ = expert_popularity(scene.trace, workload.sliced(1))
         share = scene.slots / (scene.model.layers * scene.units)
-        in_flight = getattr(policy.assignment, "in_flight", 0.0)
+        # What an assignment does not count on is there all the same: copies of a policy that copies ahead.
+        ahead = 0.0 if isinstance(policy.prefetch, NoPrefetch) else LEFT_OF_COPY
+        in_flight = getattr(policy.assignment, "in_flight", ahead)
         slices = choose_slices(
             scene.model, scene.platform, workload.step_sizes, share, known, in_flight=in_flight, engine=scene.engine
         )

@@ -9,23 +9,20 @@ from omegaconf import DictConfig
 
 from dali.experiments.scene import Scene, cost_model, in_policy_units, shape_of
 from dali.experiments.settings import read
+from dali.experiments.settings.gpu_memory import units_that_stay
 from dali.policies.columns import PREFILL
 from dali.policies.costs.engine import ServingEngine
 from dali.policies.costs.measured import Profile
 from dali.policies.costs.roofline import Platform
 from dali.policies.planner import Planner, Policy
-from dali.policies.types import Capacity, InputError
+from dali.policies.types import Capacity
 from dali.sim.engine import Engine, Simulation
 from dali.traces.workload import Workload
 
 
-def check_memory(name: str, policy: Policy, scene: Scene) -> None:
-    """InputError if a policy's staging area does not leave a slot of the GPU memory for what stays."""
-    if scene.slots <= policy.staging:
-        raise InputError(
-            f"policy {name}: found GPU memory for {scene.slots} units, expected more than its staging area of "
-            f"{policy.staging} (cache_share, expert_memory_gb, policy.staging)"
-        )
+def slots_that_stay(name: str, policy: Policy, scene: Scene) -> int:
+    """Slots of the scene's GPU memory that a policy has for what stays: `settings.gpu_memory.units_that_stay`."""
+    return units_that_stay(name, policy.staging, scene.slots, scene.all_units)
 
 
 def simulate(
@@ -44,7 +41,7 @@ def simulate(
     """
     scene, workload = in_policy_units(scene, policy, workload)
     shape, _ = shape_of(scene, workload)
-    capacity = Capacity.in_units(scene.slots - policy.staging, policy.cache.scope, shape.layers)
+    capacity = Capacity.in_units(slots_that_stay(policy.name, policy, scene), policy.cache.scope, shape.layers)
     charged, expected = (
         cost_model(scene.model, platform, workload.max_tokens, scene.slices, policy.attention_on, engine)
         for platform, engine in ((scene.platform, scene.engine), (believed, believed_engine or scene.engine))

@@ -120,7 +120,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Capacity:
-    """GPU memory for what stays, split into groups that do not lend to each other.
+    """GPU memory for what stays, split into groups that do not lend to each other; none at all is a capacity too.
 
     group_of  int32 [L], the group that a layer's units live in: its own layer, or 0 for all
     size      int64 [L], what a unit of each layer takes; room int64 [G], what each group has, in the same
@@ -146,15 +146,17 @@ class Capacity:
     @classmethod
     def _split(cls, total: int, scope: str, size: NDArray[np.int64], spread: int) -> Capacity:
         layers = size.size
-        if total < int(size.min()):
-            raise InputError(f"cache capacity: found {total}, expected room for a unit ({int(size.min())}) or more")
+        if total != 0 and total < int(size.min()):
+            raise InputError(
+                f"cache capacity: found {total}, expected room for a unit ({int(size.min())}) or more, or 0"
+            )
         if scope == "global":
             room = np.array([total], np.int64)
             return cls(np.zeros(layers, np.int32), size, room, room // size.min())
         room = np.full(layers, total // layers, np.int64)
         room[: total % layers * spread] += 1
-        if not np.any(room >= size):
-            raise InputError(f"cache capacity: found {int(room[0])} a layer, expected room for a unit or more")
+        if total != 0 and not np.any(room >= size):
+            raise InputError(f"cache capacity: found {int(room[0])} a layer, expected room for a unit or more, or 0")
         return cls(np.arange(layers, dtype=np.int32), size, room, room // size)
 
     @property

@@ -1,7 +1,8 @@
 """Cache policies without a clock: which lookups hit, if copies took no time.
 
 Event-atomic (arXiv 2608.07911): each active unit of a layer step is looked up once against what was
-resident when the step began, and eviction never removes a unit of the running step.  The same planner and
+resident when the step began, and eviction never removes a unit of the running step.  When the step has ended,
+units of it may make room for others of it, if the policy has it so (`Cache.OWN_VICTIMS`).  The same planner and
 policy objects as in the simulator and the executor; only the driver differs.
 """
 
@@ -106,8 +107,8 @@ def replay(
     `capacity` is all there is: misses that do not stay pass through without taking room.  `progress` is
     called with the number of each step done.
     """
-    # Belady may let any unit of the layer step stay, whatever the order of their copies.
-    staging = max(2, shape.units) if cache.needs_next_use else 2
+    # Any unit of the layer step may be one that stays, whatever the order of their copies.
+    staging = max(2, shape.units) if cache.OWN_VICTIMS else 2
     policy = Policy(type(cache).__name__, AllGPU(), NoPrefetch(), cache, staging)
     planner = Planner(policy, shape, capacity, free_of_charge(shape.layers, workload.max_tokens), seed)
     raw = planner.raw

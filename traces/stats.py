@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dali.policies.core.jit import kernel
-from dali.policies.types import Floats, InputError
+from dali.policies.types import Capacity, Floats, InputError
 from dali.traces.expert_ids import Ids
 from dali.traces.sources import Rows
 from dali.traces.trace import Trace
@@ -109,9 +109,14 @@ def lru_hit_rates(trace: Trace, prompt: bool = False, atomic: bool = True) -> Fl
 
 
 def lru_by_share(rates: Floats, shares: Sequence[float] = LRU_SHARES) -> dict[float, float]:
-    """Hit rate averaged over layers by share of a layer's experts that fit (rounded down; 0 if none fits)."""
-    by_slots = np.concatenate([[0.0], rates.mean(axis=0)])
-    return {share: float(by_slots[int(share * rates.shape[1])]) for share in shares}
+    """Hit rate averaged over layers by share of all experts that fits, from `lru_hit_rates`.
+
+    The slots are spread over the layers as those of a replay are (`Capacity.in_units`); a layer without any has no hit.
+    """
+    layers = rates.shape[0]
+    by_slots = np.concatenate([np.zeros((layers, 1)), rates], axis=1)
+    spread = {share: Capacity.in_units(round(share * rates.size), "layer", layers).slots for share in shares}
+    return {share: float(by_slots[np.arange(layers), slots].mean()) for share, slots in spread.items()}
 
 
 def busiest(shares: Floats) -> Floats:

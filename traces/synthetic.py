@@ -27,6 +27,8 @@ from dali.traces.trace import Trace
 
 Singles = NDArray[np.float32]
 
+_RECORDER = "dali-moe synthetic 1"
+_RESIZED = " resized"  # the end of a model's name
 _BLOCK = 32  # tokens routed at a time: the logits of a block stay in the processor's cache
 _PILOT_LOGITS = 2**20  # enough for a recall within 0.005
 _LARGEST_ERROR = 16.0  # times the deviation of the content: a predictor that knows next to nothing
@@ -56,8 +58,13 @@ def generate_resized(
     name: str, layers: int, experts: int, top_k: int, sequences: int, prompt: int, length: int, seed: int
 ) -> Trace:
     """`generate` with the knobs of a profile for a model of another shape: plausible, but fitted to nothing."""
-    resized = replace(_profile(name), name=f"{name} resized", layers=layers, experts=experts, top_k=top_k)
+    resized = replace(_profile(name), name=f"{name}{_RESIZED}", layers=layers, experts=experts, top_k=top_k)
     return generate(resized, sequences, prompt, length, seed)
+
+
+def is_resized(metadata: Metadata) -> bool:
+    """Whether a trace with these metadata was made by `generate_resized`."""
+    return metadata.recorder == _RECORDER and metadata.model.endswith(_RESIZED)
 
 
 def _profile(name: str) -> RoutingProfile:
@@ -107,7 +114,7 @@ def _metadata(profile: RoutingProfile, seed: int) -> Metadata:
         top_k=profile.top_k,
         text="synthetic",
         seed=seed,
-        recorder="dali-moe synthetic 1",
+        recorder=_RECORDER,
         notes=repr(profile),
     )
 

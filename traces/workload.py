@@ -242,11 +242,20 @@ def load_any(path: str | Path) -> Trace | Workload:
 
 def popularity(trace: Trace, sequences: Sequence[int], slices: int = 1) -> Floats:
     """float64 [L, U], each unit's share of its layer's workload over whole sequences; every row sums to 1."""
-    chosen = _choice(trace, sequences)
+    return shares_of(expert_counts(trace, sequences), slices)
+
+
+def expert_counts(trace: Trace, sequences: Sequence[int]) -> Ints:
+    """int32 [L, E], tokens routed to each expert in whole sequences."""
     starts = trace.starts
     counts = np.zeros((trace.layers, trace.experts_count), np.int32)
-    for sequence in chosen:
+    for sequence in _choice(trace, sequences):
         count(trace.experts, starts[sequence : sequence + 1], 0, int(starts[sequence + 1] - starts[sequence]), counts)
+    return counts
+
+
+def shares_of(counts: Ints, slices: int = 1) -> Floats:
+    """float64 [L, U], each unit's share of its layer's tokens, from counts [L, E]; InputError for a layer without."""
     spread = np.repeat(counts, slices, axis=1).astype(np.float64)
     totals = spread.sum(axis=1, keepdims=True)
     if not totals.all():
@@ -281,7 +290,8 @@ def _draw(trace: Trace, choice: list[int], batch: int, need: int, seed: int) -> 
     fit = [sequence for sequence, length in zip(choice, lengths, strict=True) if length >= need]
     if not fit:
         raise InputError(
-            f"workload: needs sequences of {need} tokens (prompt + generate), the longest has {lengths.max()}"
+            f"workload: needs sequences of {need} tokens (prompt + generate), the longest has {lengths.max()}: "
+            "expected fewer tokens, or a trace recorded with more (dali record prompt=N generate=M)"
         )
     batched = [(sequence, 0) for sequence in fit[:batch]]
     missing = batch - len(batched)

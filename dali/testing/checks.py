@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from dali.policies.assign.fixed import AllGPU
-from dali.policies.cache.base import Cache, ScoreCache
+from dali.policies.cache.base import SCOPES, Cache, ScoreCache
 from dali.policies.planner import Planner, Policy, replay_log
-from dali.policies.types import InputError
+from dali.policies.types import Capacity, InputError
 from dali.policies.view import AssignmentPolicy, PrefetchPolicy
 from dali.testing.driving import Checked, decisions, drive, full_log, run
 from dali.testing.loops import loops_agree
@@ -68,6 +69,7 @@ def checks(make: Callable[[], Any], partners: Makers | None = None) -> list[Chec
     if kind != "policy":
         found["constructor_keeps_hyper_parameters"] = subject.constructor_keeps_hyper_parameters
     found |= {f"keeps_the_contract-{seed}": partial(subject.keeps_the_contract, seed) for seed in range(3)}
+    found["keeps_the_contract_without_room"] = subject.keeps_the_contract_without_room
     if kind == "cache":
         found["keeps_the_contract_under_pressure"] = subject.keeps_the_contract_under_pressure
     found |= {
@@ -106,8 +108,8 @@ class _Subject:
         self.kind = kind_of(made)
         self._logs: dict[int, Log] = {}
         cache = made.cache if self.kind == "policy" else made
-        # What may evict units of the running layer step has victims that the plain loop never offers.
-        self.has_two_loops = isinstance(cache, ScoreCache) and not cache.OWN_VICTIMS
+        # Units that outscore others of the running layer step have victims that the plain loop never offers.
+        self.has_two_loops = isinstance(cache, ScoreCache) and not (cache.OWN_VICTIMS and cache.ENTRY == "scored")
 
     def cache(self) -> ScoreCache:
         """A fresh cache."""
@@ -186,6 +188,14 @@ class _Subject:
         """The planner's answers are right after every call, and policies only read (`driving.Checked`)."""
         world = self.world(seed, 5)
         run(self.policy(seed, world.staging), world, seed, depth=1 + seed % 3, watched=True)
+
+    def keeps_the_contract_without_room(self) -> None:
+        """The same in GPU memory with staging slots alone: nothing can stay."""
+        for seed in range(3):
+            world = self.world(seed, 7)
+            none = {scope: Capacity.in_units(0, scope, world.shape.layers) for scope in SCOPES}
+            world = replace(world, capacity=none.__getitem__)
+            run(self.policy(seed, world.staging), world, seed, watched=True)
 
     def keeps_the_contract_under_pressure(self) -> None:
         """Units of different sizes, all on the GPU, in memory that is mostly too small: places change all the time."""

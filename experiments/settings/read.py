@@ -41,6 +41,14 @@ def positive(config: DictConfig, name: str, most: float = float("inf")) -> float
     return float(value)
 
 
+def fraction(config: DictConfig, name: str) -> float:
+    """A number from 0 to 1."""
+    value = OmegaConf.select(config, name)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
+        raise InputError(f"{name}: found {value!r}, expected a number from 0 to 1")
+    return float(value)
+
+
 def weight(config: DictConfig, name: str) -> float:
     """A finite number of at least 0."""
     value = OmegaConf.select(config, name)

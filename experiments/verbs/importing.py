@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from dali.experiments.output.text import number, share, table
 from dali.experiments.scene import expert_popularity
 from dali.experiments.settings import read
+from dali.experiments.settings.routing import about_routing
 from dali.policies.types import InputError
 from dali.traces.files import check_writable
 from dali.traces.importers import IMPORTERS, import_trace
@@ -39,6 +40,7 @@ def describe(trace: Trace | Workload, prompt: bool) -> str:
     """What is in a trace, and its statistics, for people."""
     metadata = trace.metadata
     head = f"{metadata.model}: {metadata.layers} MoE layers x {metadata.experts} experts, top-{metadata.top_k}"
+    head = "\n".join([head, *(f"Note: {note}" for note in about_routing(metadata))])
     if isinstance(trace, Workload):
         return f"{head}\n{trace.description}\n\n{table(['statistic', 'value'], _of_counts(trace))}"
     holds = [f"{trace.tokens} tokens in {trace.sequences} sequences"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,15 @@ from dali.experiments.output.text import table
 from dali.experiments.scene import expert_popularity
 from dali.experiments.settings import read
 from dali.experiments.settings.objects import make
+from dali.experiments.settings.routing import about_routing, make_routing
 from dali.experiments.simulation import working_set_warning
 from dali.policies.cache.base import Cache
 from dali.policies.columns import DECODE, PREFILL
-from dali.policies.types import Capacity, InputError, Shape
+from dali.policies.types import Capacity, Floats, InputError, Shape
 from dali.sim.replay import Lookups, replay, working_set
 from dali.traces.files import check_writable, replacing
 from dali.traces.trace import Trace
-from dali.traces.workload import Workload
+from dali.traces.workload import Workload, expert_counts, shares_of
 
 SUFFIXES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
@@ -30,7 +32,7 @@ SUFFIXES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 
 def run(config: DictConfig, overrides: list[str]) -> None:
     """Replay every sequence (or one batch), print the hit rates, write the lookups if asked."""
     save = None if config.save is None else check_writable(read.text(config, "save"))
-    trace = make(config.trace, "trace")
+    trace = make_routing(config.trace, sum(read.whole_or_none(config, name, 0) or 0 for name in ("prompt", "generate")))
     slices = read.whole(config, "slices")
     settings = OmegaConf.to_container(config.cache)
     assert isinstance(settings, dict)
@@ -40,17 +42,17 @@ def run(config: DictConfig, overrides: list[str]) -> None:
     unit_bytes = _unit_bytes(trace, slices)
     capacity = parse_capacity(capacity_text, cache.scope, workloads[0].layers, workloads[0].units, unit_bytes)
     measure = np.ones(workloads[0].layers, np.int64) if unit_bytes is None else unit_bytes
-    notes = _notes(cache, capacity, workloads)
+    known, origin = known_popularity(trace, workloads) if cache.needs_popularity else ([None] * len(workloads), "")
+    notes = about_routing(trace.metadata) + _notes(cache, capacity, workloads)
+    if origin:
+        notes.append(f"Popularity is measured on {origin}.")
     parts = []
     with tqdm(total=sum(workload.n_steps for workload in workloads), unit="step", desc="replaying") as bar:
-        for workload in workloads:
-            known, origin = expert_popularity(trace, workload)
-            shape = Shape(workload.layers, workload.units, measure, known)
+        for workload, shares in zip(workloads, known, strict=True):
+            shape = Shape(workload.layers, workload.units, measure, shares)
             parts.append(
                 replay(workload, cache, capacity, shape, read.whole(config, "seed", 0), lambda step: bar.update())
             )
-    if cache.fill == "popular":
-        notes.append(f"Popularity is measured on {origin}.")
     lookups = Lookups.concatenate(parts)
     if save is not None:
         _save(parts, save)
@@ -83,8 +85,8 @@ def parse_capacity(value: Any, scope: str, layers: int, units: int, unit_bytes: 
         )
     amount = float(match[1])
     if match[2] == "%":
-        if not 0 < amount <= 100:
-            raise InputError(f"cache.capacity: found {value!r}, expected a share above 0% and at most 100%")
+        if amount > 100:
+            raise InputError(f"cache.capacity: found {value!r}, expected a share of at most 100%")
         return Capacity.in_units(round(amount / 100 * layers * units), scope, layers)
     if unit_bytes is None:
         raise InputError(
@@ -112,6 +114,19 @@ def _workloads(trace: Trace | Workload, config: DictConfig, slices: int) -> list
         Workload.from_trace(trace, 1, int(prompt), int(length - prompt), [sequence], slices=slices)
         for sequence, (prompt, length) in enumerate(zip(trace.prompt_length, lengths, strict=True))
     ]
+
+
+def known_popularity(trace: Trace | Workload, workloads: list[Workload]) -> tuple[Sequence[Floats | None], str]:
+    """`expert_popularity` of each workload; the whole trace is counted once, and what is evaluated taken off."""
+    if isinstance(trace, Workload) or len(workloads) == 1:
+        shares, origin = expert_popularity(trace, workloads[0])
+        return [shares], origin
+    everything = expert_counts(trace, range(trace.sequences))
+    known = [
+        shares_of(everything - expert_counts(trace, [sequence]), workload.slices)
+        for sequence, workload in enumerate(workloads)
+    ]
+    return known, f"the {trace.sequences - 1} sequences that are not evaluated"
 
 
 def _notes(cache: Cache, capacity: Capacity, workloads: list[Workload]) -> list[str]:

@@ -46,9 +46,16 @@ from dali.policies.view import LayerView
 
 OBJECTIVES = {"pipelined": makespan, "paper": paper_makespan}
 SOLVERS = ("highs", "cbc")
-# The program is stated in thousandths of a feasible makespan: solvers' absolute tolerances, mostly 1e-6, then are
-# 1e-9 of the result.
-PARTS = 1000.0
+# The program is stated in parts of the best makespan known: solvers' absolute tolerances, mostly 1e-6, then are 1e-9 of
+# the result.  The parts are powers of two, so that whole numbers of any unit of time stay whole and equal units equal.
+# HiGHS sometimes gives up for numerical reasons: without its presolve or in other parts it then finds the same optimum.
+PARTS = 10
+ATTEMPTS = ((PARTS, True), (PARTS, False), (PARTS + 4, True), (PARTS - 3, True), (PARTS + 4, False), (0, False))
+# A unit that takes longer than twice the best makespan known is on the other side in every better assignment, however
+# much longer it takes: times beyond are cut off there, as solvers do not see small numbers beside very large ones.
+BEYOND = 2.0
+# Where the optimum is this much shorter than what the parts were made of, they were too coarse.
+MUCH_SHORTER = 16.0
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,8 @@ def solve(
 
     Raises:
         InputError: no active unit, a time that is negative or not finite, a bad option, a solver that is not
-            installed.  With finite times every instance is feasible: the CPU can take all units.
+            installed.
+        RuntimeError: the solver gives up.  With finite times every instance is feasible: the CPU can take all units.
     """
     value = OBJECTIVES[require_choice("ILP.objective", objective, tuple(OBJECTIVES))]
     _check(view)
@@ -103,26 +111,46 @@ def solve(
     limit = NO_LIMIT if max_copies is None else require_count("ILP.max_copies", max_copies, least=0)
     greedy(view.active, view.here, view.cpu_time, view.gpu_time, view.copy_time, limit, LANDING, by_greedy)
     feasible = value(view, by_greedy)
-    scale = PARTS / feasible if feasible > 0 else 1.0
-    problem, chosen = _program(view, objective, limit, scale)
+    solved = _solve(view, objective, limit, feasible, solver, time_limit_ms)
+    reached = value(view, solved.on_gpu)
+    while solved.optimal and 0 < reached < feasible / MUCH_SHORTER:
+        by_greedy, feasible = solved.on_gpu, reached
+        solved = _solve(view, objective, limit, feasible, solver, time_limit_ms)
+        reached = value(view, solved.on_gpu)
+    on_gpu, found_by = solved.on_gpu, solver
+    too_many = np.count_nonzero(on_gpu & (view.here == ABSENT)) > limit
+    if not solved.optimal and (too_many or feasible <= reached):
+        on_gpu, found_by, reached = by_greedy, "greedy", feasible
+    status = "optimal" if solved.optimal else "time limit"
+    return Solution(on_gpu, status, reached, min(solved.bound, reached), found_by, perf_counter() - start)
 
-    problem.solve(_solver(solver, time_limit_ms))
-    if _stumbled(problem, solver):
-        problem.solve(_solver(solver, time_limit_ms, presolve=False))
-    optimal = problem.sol_status == pulp.LpSolutionOptimal
+
+@dataclass(frozen=True)
+class _Answer:
+    """What the solver left: see `Solution`; `optimal` is False where the time limit struck."""
+
+    on_gpu: Bools
+    optimal: bool
+    bound: float
+
+
+def _solve(
+    view: LayerView, objective: str, limit: int, feasible: float, solver: str, time_limit_ms: int | None
+) -> _Answer:
+    """One solve in parts of the makespan `feasible`, again in other parts where the solver gives up."""
+    for parts, presolve in ATTEMPTS:
+        power = parts - int(np.frexp(feasible)[1])
+        problem, chosen = _program(view, objective, limit, power, BEYOND * feasible)
+        problem.solve(_solver(solver, time_limit_ms, presolve))
+        optimal = problem.sol_status == pulp.LpSolutionOptimal
+        if optimal or not _stumbled(problem, solver):
+            break
     if not optimal and (time_limit_ms is None or not _out_of_time(problem, solver)):
-        raise InputError(f"ILP: {solver} reports {pulp.LpStatus[problem.status]!r}, expected a solution")
+        raise RuntimeError(f"ILP: {solver} reports {pulp.LpStatus[problem.status]!r} for a feasible layer step")
     on_gpu = np.zeros(view.workload.size, np.bool_)
     for unit, variable in chosen.items():
         on_gpu[unit] = (variable.value() or 0.0) > 0.5
-    found_by, reached = solver, value(view, on_gpu)
-    too_many = np.count_nonzero(on_gpu & (view.here == ABSENT)) > limit
-    if not optimal and (too_many or feasible <= reached):
-        on_gpu, found_by, reached = by_greedy, "greedy", feasible
-    bound = _bound(problem, solver, optimal) / scale
-    return Solution(
-        on_gpu, "optimal" if optimal else "time limit", reached, min(bound, reached), found_by, perf_counter() - start
-    )
+    return _Answer(on_gpu, optimal, float(np.ldexp(_bound(problem, solver, optimal), -power)))
 
 
 def _check(view: LayerView) -> None:
@@ -175,11 +203,14 @@ def _out_of_time(problem: Any, solver: str) -> bool:
     return problem.status in (pulp.LpStatusOptimal, pulp.LpStatusNotSolved)
 
 
-def _program(view: LayerView, objective: str, limit: int, scale: float) -> tuple[Any, dict[int, Any]]:
-    """The program, times multiplied by `scale`, and x of each active unit."""
+def _program(
+    view: LayerView, objective: str, limit: int, power: int, longest_time: float
+) -> tuple[Any, dict[int, Any]]:
+    """The program, times cut off at `longest_time` and multiplied by 2 ** `power`, and x of each active unit."""
     everything = np.ones(view.workload.size, np.bool_)
     order, ready = gpu_order(view, everything)
-    cpu, gpu, copy = view.cpu_time * scale, view.gpu_time * scale, view.copy_time * scale
+    times = (view.cpu_time, view.gpu_time, np.array(view.copy_time))
+    cpu, gpu, copy = (np.ldexp(np.minimum(each, longest_time), power) for each in times)
     problem = pulp.LpProblem("assignment", pulp.LpMinimize)
     longest = problem.add_variable("T", 0)
     chosen = {unit: problem.add_variable(f"x{unit}", 0, 1, pulp.LpBinary) for unit in order.tolist()}
@@ -192,7 +223,7 @@ def _program(view: LayerView, objective: str, limit: int, scale: float) -> tuple
         gpu = np.where(view.here == ABSENT, np.maximum(copy, gpu), gpu)
     problem += _sum([(longest, 1.0)] + [(x, -gpu[unit]) for unit, x in chosen.items()]) >= 0
     if objective == "pipelined" and absent:
-        _pipeline(problem, longest, [chosen[unit] for unit in absent], gpu[absent], copy)
+        _pipeline(problem, longest, [chosen[unit] for unit in absent], gpu[absent], float(copy))
     return problem, chosen
 
 

@@ -12,9 +12,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from dali.policies.core.jit import kernel
-from dali.policies.core.packing import Packed
-from dali.policies.core.state import RESIDENT, STAGING, STAY, evict, keep_staged, stays, unpack
+from dali.policies.cache.placing import place_demands, settle_staged
+from dali.policies.core.state import RESIDENT, STAY, evict, keep_staged
 from dali.policies.require import require_choice
 from dali.policies.types import Capacity, Floats, InputError, Ints, Shape
 from dali.policies.view import LayerView
@@ -32,9 +31,11 @@ class Cache(ABC):
     fill   what is resident before the first step: "empty", "random" (as DALI starts) or "popular"
 
     `needs_next_use`, `needs_router_scores` and `needs_order` tell a driver what to annotate layer steps with;
-    `fixed` is True where nothing ever moves.
+    `fixed` is True where nothing ever moves; `OWN_VICTIMS` where a unit of the layer step that has just ended may
+    make room for another one of it (the loops of this class do not let it).
     """
 
+    OWN_VICTIMS: ClassVar[bool] = False
     fixed: ClassVar[bool] = False
     needs_next_use: ClassVar[bool] = False
     needs_order: ClassVar[bool] = False
@@ -49,6 +50,11 @@ class Cache(ABC):
         self.shape = shape
         self.capacity = capacity
         self.rng = rng
+
+    @property
+    def needs_popularity(self) -> bool:
+        """Whether it reads `Shape.popularity`, which a driver may otherwise leave unknown."""
+        return self.fill == "popular"
 
     def initial(self) -> Ints:
         """Keys resident before the first step: as many a group as it has slots, by `fill`."""
@@ -149,129 +155,15 @@ class Cache(ABC):
         return result
 
 
-@kernel
-def lowest(raw: Packed, layer: int, score: Floats, count: int, pinned_too: bool, out: Ints) -> int:
-    """The `count` keys that stay in the layer's group with the lowest score, lowest first, ties to the lower key."""
-    s = unpack(raw)
-    group = s.group_of[layer]
-    per_layer = s.empty_count.size == s.layers
-    first = layer * s.units if per_layer else 0
-    last = first + s.units if per_layer else s.status.size
-    n = 0
-    for key in range(first, last):
-        if s.status[key] != RESIDENT or (n == count and score[key] >= score[out[n - 1]]):
-            continue
-        if not stays(raw, key, group) or (s.pinned[key] and not pinned_too):
-            continue
-        i = n if n < count else n - 1
-        while i > 0 and score[out[i - 1]] > score[key]:
-            out[i] = out[i - 1]
-            i -= 1
-        out[i] = key
-        n = min(n + 1, count)
-    return n
-
-
-@kernel
-def _match(
-    raw: Packed,
-    layer: int,
-    score: Floats,
-    entry: Floats,
-    own_too: bool,
-    enter: Ints,
-    n: int,
-    to: Ints,
-    first: Ints,
-    count: Ints,
-    victims: Ints,
-) -> None:
-    """Which of the units `enter[:n]` stay (`to`), each after victims[first : first + count] left.
-
-    With `entry` scores given, units enter highest first and only past victims that score lower.
-    own_too: units of the running layer step may be victims.
-    """
-    s = unpack(raw)
-    need = s.size[layer]
-    room = s.room[s.group_of[layer]]
-    found = 0
-    if n * need > room:
-        smallest = need
-        for size in s.size:
-            smallest = min(smallest, size)
-        found = lowest(raw, layer, score, (n * need - room + smallest - 1) // smallest, own_too, victims)
-    done = np.zeros(n, np.bool_)
-    used = 0
-    for turn in range(n):
-        i = turn
-        if entry.size > 0:
-            i = -1
-            for j in range(n):
-                if not done[j] and (i < 0 or entry[enter[j]] > entry[enter[i]]):
-                    i = j
-        done[i] = True
-        last = used
-        after = room
-        while after < need and last < found and (entry.size == 0 or entry[enter[i]] > score[victims[last]]):
-            after += s.size[victims[last] // s.units]
-            last += 1
-        if after < need:
-            to[i] = STAGING
-            continue
-        to[i] = STAY
-        first[i] = used
-        count[i] = last - used
-        used = last
-        # Entry scores match units in another order than they are copied in: what their victims leave stays free.
-        room = after - need if entry.size == 0 or count[i] == 0 else 0
-
-
-@kernel
-def _place(raw: Packed, layer: int, score: Floats, entry: Floats, own_too: bool) -> None:
-    s = unpack(raw)
-    n = s.n.to_copy
-    _match(raw, layer, score, entry, own_too, s.demand, n, s.demand_to, s.victim_first, s.victim_count, s.victims)
-    for i in range(n):
-        if s.demand_to[i] == STAY:
-            for key in s.victims[s.victim_first[i] : s.victim_first[i] + s.victim_count[i]]:
-                if s.pinned[key]:  # still to be computed: `_settle` lets the two change places
-                    s.demand_to[i] = STAGING
-
-
-@kernel
-def _settle(raw: Packed, layer: int, score: Floats, entry: Floats, own_too: bool) -> None:
-    s = unpack(raw)
-    enter = np.empty(s.staged.size, np.int32)
-    n = 0
-    for slot in s.staged:
-        key = s.owner[slot]
-        if key >= 0 and s.pinned[key] and s.status[key] == RESIDENT:
-            enter[n] = key - layer * s.units
-            n += 1
-    if n == 0:
-        return
-    to = np.empty(n, np.int32)
-    first = np.empty(n, np.int32)
-    count = np.empty(n, np.int32)
-    # Every demand copy of this layer step is issued: its list of victims may be used again.
-    _match(raw, layer, score, entry, own_too, enter, n, to, first, count, s.victims)
-    for i in range(n):
-        if to[i] == STAY:
-            for j in range(first[i], first[i] + count[i]):
-                evict(raw, s.victims[j])
-            keep_staged(raw, layer * s.units + enter[i])
-
-
 class ScoreCache(Cache):
     """Keeps the units with the highest `score` (float64 [K], by key).
 
-    ENTRY  "always": a copied unit takes the place of the lowest score; "scored": only where its own
+    ENTRY  "always": a copied unit takes the place of the lowest score that the layer step does not use, as long as
+           there is one (first come, first served; by score in `policies.cache.counted`); "scored": only where its own
            entry score (`entry`) is higher; "never": nothing enters but by `swaps`
-    OWN_VICTIMS  whether a unit of the layer step that has just ended may make room for another one
     """
 
     ENTRY: ClassVar[str] = "always"
-    OWN_VICTIMS: ClassVar[bool] = False
 
     def reset(self, shape: Shape, capacity: Capacity, rng: np.random.Generator) -> None:
         """Start afresh with all scores 0."""
@@ -290,14 +182,18 @@ class ScoreCache(Cache):
         """The lowest score, unless the unit would enter with one that is not higher."""
         entry = self.entry(view)  # first: it may bring the scores up to date
         key = int(candidates[np.argmin(self.score[candidates])])
-        return None if entry.size and entry[unit] <= self.score[key] else key
+        return None if self.ENTRY == "scored" and entry.size and entry[unit] <= self.score[key] else key
 
     def place(self, view: LayerView) -> None:
         """`Cache.place`, compiled."""
         if self.ENTRY != "never":
-            _place(view.raw, view.layer, self.score, self.entry(view), self.OWN_VICTIMS)
+            entry = self.entry(view)
+            contested = self.ENTRY == "scored" and entry.size > 0
+            place_demands(view.raw, view.layer, self.score, entry, contested, self.OWN_VICTIMS)
 
     def settle(self, view: LayerView) -> None:
         """`Cache.settle`, compiled."""
         if self.ENTRY != "never":
-            _settle(view.raw, view.layer, self.score, self.entry(view), self.OWN_VICTIMS)
+            entry = self.entry(view)
+            contested = self.ENTRY == "scored" and entry.size > 0
+            settle_staged(view.raw, view.layer, self.score, entry, contested, self.OWN_VICTIMS)

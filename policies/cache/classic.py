@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dali.policies.cache.base import ScoreCache
+from dali.policies.cache.counted import CountedFirst
 from dali.policies.core.jit import kernel
 from dali.policies.types import NEVER, Capacity, Floats, Ints, Shape
 from dali.policies.view import LayerView
@@ -18,8 +19,11 @@ def _touch(score: Floats, base: int, active: Ints, clock: int) -> int:
     return clock
 
 
-class LRU(ScoreCache):
-    """Evict the least recently used; within one layer step, the order of last use counts."""
+class LRU(CountedFirst):
+    """Evict the least recently used; within one layer step, the order of last use counts.
+
+    Where a layer step uses more units than there are slots, those that it used last stay.
+    """
 
     needs_order = True
 
@@ -28,7 +32,7 @@ class LRU(ScoreCache):
         super().reset(shape, capacity, rng)
         self.clock = 0
 
-    def observe(self, view: LayerView) -> None:
+    def count(self, view: LayerView) -> None:
         """Stamp the active units."""
         self.clock = _touch(self.score, view.layer * view.shape.units, view.active, self.clock)
 
@@ -49,11 +53,12 @@ class LFU(LRU):
     """Evict the least frequently used, of these the least recently used.
 
     Uses are counted whether or not the unit was resident; a layer step uses a unit once, whatever its
-    workload.
+    workload.  A unit that is copied stays however seldom it was used; only where a layer step uses more units than
+    there are slots do its own units compete by their uses.
     """
 
-    def observe(self, view: LayerView) -> None:
-        """Count the active units."""
+    def count(self, view: LayerView) -> None:
+        """Add a use to the active units."""
         self.clock = _use(self.score, view.layer * view.shape.units, view.active, self.clock)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dali.policies.cache.base import ScoreCache
+from dali.policies.cache.counted import CountedFirst
 from dali.policies.core.jit import kernel
 from dali.policies.require import require_count
 from dali.policies.types import Floats, InputError, Ints
@@ -21,11 +21,12 @@ def _mrs(score: Floats, base: int, scores: NDArray[np.float32], active: Ints, al
         score[base + unit] = alpha * kept + (1 - alpha) * score[base + unit]
 
 
-class MRS(ScoreCache):
+class MRS(CountedFirst):
     """HybriMoE's minus-recent-score (arXiv 2504.05897): S = a TopP(s) + (1 - a) S, evict the lowest.
 
     s are the router's scores of the layer, TopP keeps the `spread` x (active units) highest of them.
-    A trace that recorded the top-k weights only has no others to keep.
+    A trace that recorded the top-k weights only has no others to keep.  A layer step's own scores count in the choice
+    of who leaves for it, and of who stays where it uses more units than there are slots.
     """
 
     needs_router_scores = True
@@ -37,7 +38,7 @@ class MRS(ScoreCache):
         self.alpha = alpha
         self.spread = require_count("cache.spread", spread)
 
-    def observe(self, view: LayerView) -> None:
+    def count(self, view: LayerView) -> None:
         """Fold this step's router scores in."""
         if view.router_scores is None:
             raise ValueError("MRS: the driver gave no router_scores")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from dali.policies.cache.base import NO_PAIRS, ScoreCache, lowest
+from dali.policies.cache.base import NO_PAIRS, ScoreCache
+from dali.policies.cache.placing import lowest
 from dali.policies.core.jit import kernel
 from dali.policies.core.packing import Packed
 from dali.policies.core.state import LANDING, stays, unpack

@@ -31,13 +31,18 @@ class Room:
         self._block = max(layout.block_bytes for layout in layouts)
 
     def units(self, capacity: int | float | None, memory: int | None) -> int:
-        """Units that stay, of what `Offload` is given; InputError for none, or for more than there are."""
+        """Units that stay, of what `Offload` is given.
+
+        InputError for more than there are, and where what is free does not hold one.
+        """
         every = sum(layout.units for layout in self._layouts)
         if capacity is not None and memory is not None:
             raise InputError("capacity, memory: found both, expected at most one of them")
         if isinstance(capacity, float):
-            if not 0 < capacity <= 1:
-                raise InputError(f"capacity: found a share of {capacity}, expected above 0 and at most 1")
+            if not 0 <= capacity <= 1:
+                raise InputError(f"capacity: found a share of {capacity}, expected 0 to 1")
+            if 0 < capacity < 1 / every:
+                raise InputError(f"capacity: found 0 units in a share of {capacity}, expected one or more, or 0")
             capacity = int(capacity * every)
         elif capacity is None:
             if memory is None:
@@ -48,8 +53,8 @@ class Room:
                     f"GPU memory: found {memory / 1e6:.1f} MB for units, expected at least "
                     f"{(self._staging + 1) * self._block / 1e6:.1f} MB: one unit and {self._staging} staging slots"
                 )
-        if capacity < 1 or capacity > every:
-            raise InputError(f"capacity: found {capacity} units, expected 1 to {every}")
+        if capacity < 0 or capacity > every:
+            raise InputError(f"capacity: found {capacity} units, expected 0 to {every}")
         return capacity
 
     def check(self, units: int) -> None:

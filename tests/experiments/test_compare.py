@@ -184,3 +184,17 @@ def test_routing_of_one_model_is_timed_as_another(toy, tmp_path, capsys):
     assert (scene.model.layers, scene.model.experts, scene.model.top_k) == (3, 8, 2)
     assert scene.model.unit_bytes() == whole.unit_bytes()
     assert scene.model.vocabulary == whole.vocabulary / 16
+
+
+@pytest.mark.parametrize("name", ["mixtral_8x7b", "deepseek_v2_lite"])
+def test_nobody_without_foresight_is_ahead_of_the_oracle(name):
+    """In decode, where there is something to foresee; cut to six sequences and 16 steps."""
+    overrides = [f"trace={name}", f"model={name}", "trace.sequences=6", "workload.batch=[1,4]", "workload.generate=16"]
+    overrides += ["policies=[llama_cpp,ktransformers,fiddler,hybrimoe,dali,frontier,oracle]"]
+    comparison = Comparison.read(configuration("compare", overrides), overrides)
+    comparison.run()
+    decode = comparison.results().query("phase == 'decode'").set_index(["batch", "policy"])
+    assert decode.xs("oracle", level="policy")["knows_future"].all()
+    for batch in (1, 4):
+        others = decode.loc[batch]["tokens_per_s"].drop("oracle")
+        assert decode.loc[(batch, "oracle"), "tokens_per_s"] > others.max()

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from dali.experiments.cli import main
-from dali.experiments.verbs.replay import parse_capacity
+from dali.experiments.verbs.replay import known_popularity, parse_capacity
 from dali.policies.types import InputError
+from dali.traces.workload import Workload, expert_counts, popularity
 
 
 def write_nvmoe(path, tokens: list[list[list[int]]]) -> None:
@@ -84,9 +85,48 @@ def test_ground_truth_of_a_real_engine(shared_traces, tmp_path, capsys, model, r
     assert (both["hit"] == both["resident"]).sum() == rows
 
 
+@pytest.mark.parametrize(("cache", "reads"), [("lru", False), ("lru cache.fill=random", False), ("static", True)])
+def test_popularity_is_counted_once_and_only_where_it_is_read(
+    cache, reads, tmp_path, capsys, monkeypatch, random_trace
+):
+    random_trace(layers=2, experts=8, top_k=2, lengths=[10, 12, 14], seed=3).save(tmp_path / "t.safetensors")
+    counted = []
+
+    def counting(trace, sequences):
+        counted.extend(sequences)
+        return expert_counts(trace, sequences)
+
+    monkeypatch.setattr("dali.experiments.verbs.replay.expert_counts", counting)
+    monkeypatch.setattr("dali.traces.workload.expert_counts", counting)
+    assert main(["replay", f"trace={tmp_path / 't.safetensors'}", *f"cache={cache}".split()]) == 0
+    # Each of three sequences in the sum of all, and once more by itself.
+    assert sorted(counted) == sorted([0, 1, 2] * 2 if reads else [])
+    assert ("Popularity is measured on the 2 sequences" in capsys.readouterr().out) == reads
+
+
+def test_popularity_of_a_replay_leaves_the_sequence_out(random_trace):
+    trace = random_trace(layers=2, experts=8, top_k=2, lengths=[10, 12, 14], seed=3)
+    workloads = [Workload.from_trace(trace, 1, 0, 10, [sequence], slices=2) for sequence in range(3)]
+    known, _ = known_popularity(trace, workloads)
+    for sequence, shares in enumerate(known):
+        others = [other for other in range(3) if other != sequence]
+        np.testing.assert_array_equal(shares, popularity(trace, others, slices=2))
+
+
 @pytest.mark.parametrize(
     ("value", "room"),
-    [(10, 10), ("50%", 8), ("3kB", None), ("48MiB", 48 * 2**20), ("0.5GB", 500_000_000), ("7 KB", 7000), ("-3", None)],
+    [
+        (10, 10),
+        ("50%", 8),
+        ("3kB", None),
+        ("48MiB", 48 * 2**20),
+        ("0.5GB", 500_000_000),
+        ("7 KB", 7000),
+        ("-3", None),
+        (0, 0),
+        ("0%", 0),
+        ("0GB", 0),
+    ],
 )
 def test_capacities(value, room):
     sizes = np.full(2, 1000, np.int64)

@@ -295,6 +295,15 @@ def test_a_shape_runs_and_says_what_its_text_is_worth(here, capsys, monkeypatch)
     assert about["machine"]["torch"] == "2.13.0+cu130"
 
 
+def test_no_expert_stays(here, capsys):
+    """llama.cpp's --cpu-moe: no layer fits, and four tokens are too few to copy for."""
+    small = ["model=mixtral_8x7b", "model.hidden=64", "model.expert_width=32", "layers=1", "device=cpu"]
+    ran(capsys, *small, "policies=[naive,llama_cpp]", "cache_share=0", "prompt_tokens=4", "generate=2")
+    steps = pd.read_parquet(results(here) / "steps.parquet")
+    assert steps["hits"].sum() == 0
+    assert steps[[name for name in steps if name.startswith("copies")]].to_numpy().sum() == 0
+
+
 # ---- comparisons on forced routing -----------------------------------------------------------------
 
 
@@ -500,7 +509,8 @@ def test_text_comes_character_by_character():
             ["device=cpu", "cache_share=0.001"],
             "policy dali: found GPU memory for 1 units, expected more than its staging",
         ),
-        (["device=cpu", "gpu_memory_gb=1e-6"], "policy dali: found GPU memory for 0 units, expected more than"),
+        (["device=cpu", "gpu_memory_gb=1e-6"], "gpu_memory_gb, policy.staging: found "),
+        (["device=cpu", "cache_share=-0.1"], "cache_share: found -0.1, expected a number from 0 to 1"),
         (
             [*GIVEN, "policies=[naive,dali]", "baselines=[accelerate]"],
             "accelerate with device cpu, expected it with a CUDA",

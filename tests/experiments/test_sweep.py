@@ -242,7 +242,7 @@ def test_a_bad_point_fails_alone(toy, whole, tmp_path):
     failures = {(each["model"], each["batch"], each["cache_share"]): each["error"] for each in summary["failures"]}
     assert len(failures) == 5  # 3 of model nope, and 2 models at a cache share of 7
     assert "nope" in failures["nope", 3, 0.75]
-    assert failures["deepseek_v2_lite", 3, 7] == "cache_share: found 7, expected a number above 0 and at most 1"
+    assert failures["deepseek_v2_lite", 3, 7] == "cache_share: found 7, expected a number from 0 to 1"
     assert "winner (model nope, cache_share 0.75, batch 3)" in (place / "summary.md").read_text()
     assert result(tmp_path) == result(whole)
 

@@ -82,12 +82,19 @@ def test_capacity_in_bytes():
     assert (pooled.room.tolist(), pooled.slots.tolist()) == ([20], [6])
 
 
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_no_capacity_at_all(scope):
+    for none in (Capacity.in_units(0, scope, 2), Capacity.in_bytes(0, scope, np.array([3, 4]))):
+        assert (none.total, none.room.sum()) == (0, 0)
+
+
 @pytest.mark.parametrize(
     "make_capacity",
     [
-        lambda: Capacity.in_units(0, "layer", 2),
-        lambda: Capacity.in_units(0, "global", 2),
+        lambda: Capacity.in_units(-1, "layer", 2),
+        lambda: Capacity.in_units(-1, "global", 2),
         lambda: Capacity.in_bytes(2, "global", np.array([3, 4])),
+        lambda: Capacity.in_bytes(4, "layer", np.array([3, 4])),
     ],
 )
 def test_capacity_without_room_for_a_unit(make_capacity):
@@ -173,6 +180,38 @@ def test_lru_takes_the_order_within_a_layer_step():
     assert resident(planner) == [1, 2]
 
 
+def test_lru_keeps_what_was_used_last_where_not_all_can_stay():
+    planner = make(LRU(fill="popular"), 1)  # unit 0 is there
+    # 1 is heavier and copied first, 2 was used last.
+    play(planner, [0, 5, 1, 0], order=[1, 2])
+    assert resident(planner) == [2]
+    # 2 hits but was used before 3, which takes its place when the layer step has ended; 0 is the heaviest.
+    play(planner, [9, 0, 1, 1], order=[0, 2, 3])
+    assert resident(planner) == [3]
+    # 3 hits and was used last: it stays.
+    play(planner, [9, 1, 0, 1], order=[0, 1, 3])
+    assert resident(planner) == [3]
+
+
+def test_lru_in_a_simulation_keeps_what_staging_still_holds():
+    # Four misses, two slots of which one holds the hit 0, and two staging slots.  0 was used first, so the last used, 1
+    # and 2, are to stay; they are copied first, being heaviest: 1 into the slot of the idle 4, 2 into staging, which
+    # then is overwritten by 3 and 5.  What staging holds at the end, 3 and 5, was used after 0: 3, the later, stays.
+    planner = make(LRU(fill="popular"), 2, [[0.4, 0.05, 0.05, 0.05, 0.4, 0.05]])
+    assert resident(planner) == [0, 4]
+    play(planner, [1, 9, 8, 2, 0, 1], order=[0, 5, 3, 2, 1])
+    assert resident(planner) == [1, 3]
+
+
+def test_lfu_keeps_the_most_used_where_not_all_can_stay():
+    planner = make(LFU(fill="empty"), 1)
+    for unit in (1, 1, 2):
+        play(planner, one(unit))
+    assert resident(planner) == [2]  # a copied unit stays, although 1 was used more often
+    play(planner, [7, 1, 1, 0])  # uses 0:1 1:3 2:2, and 0 is the heaviest
+    assert resident(planner) == [1]
+
+
 def test_never_used_units_leave_first_the_lower_id_before():
     planner = make(LRU(fill="popular"), 3)
     play(planner, one(0))
@@ -219,6 +258,16 @@ def test_mrs_formula():
     assert resident(planner) == [0, 1]
     play(planner, one(3), router_scores=[0, 0, 0, 1])
     assert resident(planner) == [1, 3]
+
+
+def test_mrs_keeps_the_highest_scores_where_not_all_can_stay():
+    planner = make(MRS(fill="popular", alpha=0.5), 1)  # unit 0 is there
+    # S after the step: .05, .1, .3, .05 for units 0 to 3; 1 is the heaviest.
+    play(planner, [0, 9, 1, 1], router_scores=[0.1, 0.2, 0.6, 0.1])
+    assert resident(planner) == [2]
+    # 2 hits, with .15 + .25 = .4 against .475 of unit 1.
+    play(planner, [0, 1, 1, 0], router_scores=[0.0, 0.85, 0.5, 0.0])
+    assert resident(planner) == [1]
 
 
 def test_mrs_keeps_scores_that_tie_at_the_cut():

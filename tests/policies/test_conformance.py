@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 
 from dali.policies.assign.fixed import AllGPU, LayerSplit
 from dali.policies.assign.greedy import Greedy
-from dali.policies.cache.base import Cache
+from dali.policies.cache.base import Cache, ScoreCache
 from dali.policies.cache.classic import LFU, LRU, Belady
 from dali.policies.cache.fixed import Static
 from dali.policies.cache.mrs import MRS
@@ -72,6 +72,13 @@ class FIFO(Cache):
         return min(candidates.tolist(), key=lambda key: (self.since.get(key, 0), key))
 
 
+class Oldest(ScoreCache):
+    """The same by score, whichever of a layer step's units come first: a user's policy on the compiled loops."""
+
+    def observe(self, view):
+        self.score[view.status.ravel() == 0] = view.step + 1
+
+
 EXTREME: dict[str, list[Callable[[], Any]]] = {
     "assignment": [
         RandomAssignment,
@@ -93,6 +100,8 @@ EXTREME: dict[str, list[Callable[[], Any]]] = {
     "cache": [
         FIFO,
         lambda: FIFO("global", "empty"),
+        Oldest,
+        lambda: Oldest("global", "empty"),
         Whim,
         lambda: Whim("global"),
         lambda: Static("global", "random"),

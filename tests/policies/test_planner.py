@@ -305,17 +305,17 @@ def test_staged_unit_run_by_the_cpu_is_kept_too():
 
 
 def test_working_set_larger_than_memory():
-    # One slot, three units a step: the first takes it, the two others pass through staging; none of them may evict
-    # it while the layer step runs, so each step hits once.
+    # One slot, three units a step: the one used last takes it, the two others pass through staging; it is used last
+    # again each time, so it keeps the slot and each step hits once.
     planner = make(LRU(fill="empty"), layers=1, slots=1)
     assert play(planner, 0, [1, 1, 1, 0]) == 3
-    assert kept(planner) == [0]
+    assert kept(planner) == [2]
     for number in range(1, 4):
         assert play(planner, 0, [1, 1, 1, 0], number=number) == 2
         assert planner.n.hits == 1
-        assert kept(planner) == [0]
-    # Once unit 0 is inactive the heaviest of the others takes its place.
-    assert play(planner, 0, [0, 1, 1, 0], number=4) == 2
+        assert kept(planner) == [2]
+    # Once unit 2 is inactive the one of the others that is used last takes its place, and not the heavier one.
+    assert play(planner, 0, [2, 1, 0, 0], number=4) == 2
     assert kept(planner) == [1]
 
 
@@ -358,10 +358,10 @@ def test_large_unit_needs_several_victims():
 
 
 def test_unit_larger_than_all_that_may_leave_passes_through_staging():
-    # 4 bytes: two units of layer 0 (2 bytes) are active, so nothing may leave for the third.
+    # 4 bytes: two units of layer 0 (2 bytes) are active and used after the third, so nothing may leave for it.
     planner = make(LRU("global", "empty"), slots=4, sizes=[2, 3])
     play(planner, 0, [1, 1, 0, 0])
-    assert play(planner, 0, [1, 1, 1, 0], number=1) == 1
+    assert play(planner, 0, [1, 1, 1, 0], number=1, order=np.array([2, 0, 1], np.int32)) == 1
     assert kept(planner) == [0, 1]
     # A unit of 3 bytes takes both their places; 1 byte is left, too little for either.
     play(planner, 1, [1, 0, 0, 0])

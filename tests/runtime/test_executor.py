@@ -107,6 +107,19 @@ def test_a_token_without_an_expert():
     assert not expected[1].any()
 
 
+@pytest.mark.parametrize("policy", ["naive", "llama_cpp", "on_demand", "dali prefetch=none"])
+@pytest.mark.parametrize("capacity", [0, 0.0])
+def test_without_a_slot_for_what_stays(policy, capacity):
+    """Every expert runs on the CPU, or passes through staging: the numbers are the model's own."""
+    model, ids = tiny("mixtral"), prompts(2, 20)  # 40 tokens: llama.cpp copies from 32 on
+    with torch.no_grad():
+        expected = model(ids).logits
+        with offloaded(model, policy, capacity) as run:
+            assert relative(model(ids).logits, expected) < 1e-5
+    assert run.planner.capacity.total == 0
+    assert run.columns()["hits"].tolist() == [0]
+
+
 def test_predictors_are_asked_for_the_layers_ahead():
     """Layer l of 3 predicts l + 1 .. 2 at most; what they choose is counted by expert, zero beyond the last layer."""
     model, asked = tiny("mixtral"), []
@@ -337,7 +350,7 @@ def test_another_model_of_the_same_configuration_is_left_alone():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"capacity": 0}, "capacity: found 0 units, expected 1 to 24"),
+        ({"capacity": -1}, "capacity: found -1 units, expected 0 to 24"),
         ({"capacity": 25}, "capacity: found 25 units"),
         ({"capacity": 1.5}, "capacity: found a share of 1.5"),
         ({"capacity": 0.01}, "capacity: found 0 units"),

@@ -26,7 +26,7 @@ from dali.policies.view import LayerView
 from dali.sim.engine import Engine
 from dali.sim.replay import Lookups, replay, working_set
 from dali.traces.importers.bigmoeonedge import import_bigmoeonedge, residency
-from dali.traces.stats import lru_hit_rates
+from dali.traces.stats import lru_by_share, lru_hit_rates
 from dali.traces.trace import Trace
 from dali.traces.workload import Workload
 
@@ -184,16 +184,58 @@ def test_progress_and_repeatability(random_trace: Make) -> None:
 
 
 @settings(max_examples=30)
-@given(seed=SEEDS, experts=st.integers(3, 12), top_k=st.integers(1, 3))
-def test_lru_equals_stack_distances(seed: int, experts: int, top_k: int, random_trace: Make) -> None:
-    trace = random_trace(seed, (25,), 2, experts, top_k)
-    expected = lru_hit_rates(trace, prompt=True)
+@given(seed=SEEDS, layers=st.integers(1, 3), experts=st.integers(3, 8), top_k=st.integers(1, 3))
+def test_lru_equals_stack_distances(seed: int, layers: int, experts: int, top_k: int, random_trace: Make) -> None:
+    trace = random_trace(seed, (25,), layers, experts, top_k)
+    rates = np.concatenate([np.zeros((layers, 1)), lru_hit_rates(trace, prompt=True)], axis=1)
     workload = Workload.from_trace(trace, 1, 0, 25)
-    # Below top-k slots the two choose differently which of a token's experts stay.
-    for slots in range(top_k, experts + 1):
-        found = replay_equal(workload, LRU("layer", "empty"), slots * 2)
-        for layer in range(2):
-            assert found.hit[found.layer == layer].mean() == pytest.approx(expected[layer, slots - 1])
+    for slots in range(layers * experts + 1):
+        found = replay_equal(workload, LRU("layer", "empty"), slots)
+        share = lru_by_share(rates[:, 1:], [slots / (layers * experts)])
+        assert list(share.values()) == pytest.approx([found.hit_rate()])
+        for layer, own in enumerate(Capacity.in_units(slots, "layer", layers).slots.tolist()):
+            assert found.hit[found.layer == layer].mean() == pytest.approx(rates[layer, own])
+
+
+def hits_by_sorting(workload: Workload, make: type[Cache], scope: str, slots: int) -> list[bool]:
+    """Lookups in order, from empty: after each event what was idle leaves first, then the lowest score of the rest."""
+    here: list[set[int]] = [set() for _ in range(workload.layers if scope == "layer" else 1)]
+    room = Capacity.in_units(slots, scope, workload.layers).slots.tolist()
+    score = np.zeros((workload.layers, workload.units, 2))  # uses or router score, then last use
+    looked_up, clock = [], 0
+    for step in workload.steps(order="last", router_scores=True):
+        for layer in range(workload.layers):
+            event = step.layer_step(layer)
+            assert event.order is not None
+            assert event.router_scores is not None
+            order = event.order.tolist() if make is not MRS else np.flatnonzero(event.workload).tolist()
+            base, group = layer * workload.units, layer if scope == "layer" else 0
+            looked_up += [base + unit in here[group] for unit in order]
+            for unit in order:
+                clock += 1
+                score[layer, unit] += (make is LFU, clock - score[layer, unit, 1])
+            if make is MRS:  # all of a trace's scores are of active units: none is cut off
+                score[layer, :, 0] = (score[layer, :, 0] + event.router_scores) / 2
+                score[layer, :, 1] = 0
+            active = {base + unit for unit in order}
+            ranked = sorted(here[group] | active, key=lambda key: (key in active, *score.reshape(-1, 2)[key]))
+            here[group] = set(ranked[len(ranked) - min(room[group], len(ranked)) :])
+    return looked_up
+
+
+@settings(max_examples=80)
+@given(
+    seed=SEEDS,
+    make=st.sampled_from((LRU, LFU, MRS)),
+    scope=st.sampled_from(("layer", "global")),
+    top_k=st.integers(1, 3),
+)
+def test_online_policies_by_sorting(seed: int, make: Any, scope: str, top_k: int, random_trace: Make) -> None:
+    rng = np.random.default_rng(seed)
+    workload = draw_workload(random_trace(seed, (12, 11, 11), 3, 7, top_k), rng)
+    slots = int(rng.integers(0, 3 * 7 + 1))
+    expected = hits_by_sorting(workload, make, scope, slots)
+    assert replay_equal(workload, make(scope, "empty"), slots).hit.tolist() == expected
 
 
 def draw_workload(trace: Trace, rng: np.random.Generator) -> Workload:
@@ -310,11 +352,11 @@ def test_simulator_hits_the_same(seed: int, scope: str, fill: str, make: Any, ra
     workload = draw_workload(random_trace(seed, (12, 11, 11), 3, 8, 2), rng)
     cache = make() if make is WholeLayers else make(scope, fill)
     shape = Shape(3, 8, np.ones(3, np.int64))
-    capacity = Capacity.in_units(int(rng.integers(3, 25)), cache.scope, 3)
+    capacity = Capacity.in_units(int(rng.integers(0, 25)), cache.scope, 3)
     table = np.arange(workload.max_tokens + 1.0)
     charged = CostModel(table, table, table, np.ones(3), np.ones(3), Overheads(), lambda *_: 100.0, lambda *_: 0.0)
     replayed = replay(workload, cache, capacity, shape, seed=1)
-    staging = shape.units if cache.needs_next_use else 2  # Belady may keep any unit of the layer step
+    staging = shape.units if cache.OWN_VICTIMS else 2  # any unit of the layer step may be one that stays
     planner = Planner(Policy("all on GPU", AllGPU(), NoPrefetch(), cache, staging), shape, capacity, charged, seed=1)
     simulated = Engine(planner, charged).run(workload).columns
     by_step = np.bincount(replayed.step[replayed.hit], minlength=workload.n_steps)

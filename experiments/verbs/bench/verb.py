@@ -26,7 +26,7 @@ from dali.experiments.output.text import table
 from dali.experiments.scene import cost_model, read_scene, shape_of, with_predictors
 from dali.experiments.settings import read
 from dali.experiments.settings.objects import make_part, make_policy
-from dali.experiments.simulation import check_memory, simulate
+from dali.experiments.simulation import simulate, slots_that_stay
 from dali.experiments.verbs.bench.optional import recording, simpy_twin
 from dali.policies.cache.classic import LRU
 from dali.policies.costs.model import CostModel
@@ -63,7 +63,7 @@ class BenchSetting:
         self.config, self.overrides, self.name = config, overrides, name
         self.scene = read_scene(config)
         self.scene = with_predictors(self.scene, [self.policy()], config)
-        check_memory(name, self.policy(), self.scene)
+        slots_that_stay(name, self.policy(), self.scene)
         assert isinstance(self.scene.trace, Trace)
         batch, generate = read.whole(config, "batch"), read.whole(config, "generate")
         self.workload = self._workload(batch, generate)
@@ -80,7 +80,8 @@ class BenchSetting:
     def planner(self) -> Planner:
         """A fresh planner."""
         policy = self.policy()
-        capacity = Capacity.in_units(self.scene.slots - policy.staging, policy.cache.scope, self.shape.layers)
+        slots = slots_that_stay(self.name, policy, self.scene)
+        capacity = Capacity.in_units(slots, policy.cache.scope, self.shape.layers)
         return Planner(policy, self.shape, capacity, self.costs)
 
     def _workload(self, batch: int, generate: int) -> Workload:

@@ -13,7 +13,7 @@ from dali.experiments.output.summary import summarise
 from dali.experiments.scene import Scene, expert_popularity, make_workload, read_scene, with_predictors
 from dali.experiments.settings import read
 from dali.experiments.settings.objects import believed_platform, engine_named, policy_of
-from dali.experiments.simulation import check_memory, simulate, working_set_warning
+from dali.experiments.simulation import simulate, slots_that_stay, working_set_warning
 from dali.policies.columns import PHASES
 from dali.policies.costs.engine import ServingEngine
 from dali.policies.costs.measured import Profile
@@ -80,7 +80,7 @@ class Comparison:
             believed_engine = engine_named(read.text(config, "believed_engine"))
             scene.notes.append(f"Policies believe the costs of another engine: {config.believed_engine}.")
         for name, policy in named.items():
-            check_memory(name, policy, scene)
+            slots_that_stay(name, policy, scene)
         return cls(scene, named, _workloads(scene, config), believed, baseline, believed_engine)
 
     @property
@@ -131,7 +131,7 @@ class Comparison:
                 notes.append(f"Batch {batch}: the trace is too short, its sequences are resampled with replacement.")
             for name, policy in self.policies.items():
                 if policy.cache.scope == "global" and not policy.cache.fixed:
-                    smallest, capacity = int(working_set(workload).min()), self.scene.slots - policy.staging
+                    smallest, capacity = int(working_set(workload).min()), slots_that_stay(name, policy, self.scene)
                     if capacity < smallest:
                         notes.append(working_set_warning(f"{name}, batch {batch}", capacity, smallest))
         for batch, workload in self.workloads.items():

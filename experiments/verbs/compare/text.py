@@ -16,7 +16,7 @@ from dali.traces.workload import Workload
 
 def title(scene: Scene) -> str:
     """Model, machine and GPU memory."""
-    part = scene.slots / (scene.model.layers * scene.units)
+    part = scene.slots / scene.all_units
     size = scene.slots * scene.model.unit_bytes(scene.slices) / 1e9
     memory = f"GPU memory for {scene.slots} units ({part:.0%} of them, {size:.1f} GB) for every policy"
     return f"{scene.model.name} on {scene.machine}, {memory}"

@@ -31,10 +31,9 @@ def changes(scene: Scene, believed: Machine) -> dict[str, tuple[Scene, Machine]]
         name: (replace(scene, platform=platform), platform if believed == now else believed)
         for name, platform in improved.items()
     }
-    everything = scene.model.layers * scene.units
-    if scene.slots < everything:
-        slots = min(2 * scene.slots, everything)
-        changed[ALL_ON_GPU if slots == everything else MEMORY] = (replace(scene, slots=slots), believed)
+    if 0 < scene.slots < scene.all_units:
+        slots = min(2 * scene.slots, scene.all_units)
+        changed[ALL_ON_GPU if slots == scene.all_units else MEMORY] = (replace(scene, slots=slots), believed)
     return changed
 
 

@@ -119,7 +119,9 @@ def _bound(case: Case, policies: Iterable[Policy]) -> dict[str, float]:
         for scene, workload in (in_policy_units(case.scene, policy, case.workload) for policy in policies)
     }.values():
         cost = cost_model(scene.model, scene.platform, workload.max_tokens, scene.slices, engine=scene.engine)
-        seconds = min(seconds, lower_bound(workload, scene.slots, cost).phases[case.phase])
+        # Where no expert stays, staging slots are what a policy has.
+        slots = scene.slots or max(policy.staging for policy in policies)
+        seconds = min(seconds, lower_bound(workload, slots, cost).phases[case.phase])
     steps = [step for step in case.workload.steps() if step.phase == case.phase]
     tokens = sum(step.tokens for step in steps)
     return {"steps": len(steps), "tokens": tokens, "seconds": seconds, "tokens_per_s": tokens / seconds}

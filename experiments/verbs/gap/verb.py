@@ -15,8 +15,10 @@ from dali.experiments.output.folder import folder
 from dali.experiments.scene import read_scene, with_predictors
 from dali.experiments.settings import read
 from dali.experiments.settings.compose import configuration
+from dali.experiments.settings.gpu_memory import slots_of
 from dali.experiments.settings.objects import make_policy
-from dali.experiments.simulation import check_memory
+from dali.experiments.settings.routing import make_routing
+from dali.experiments.simulation import slots_that_stay
 from dali.experiments.verbs.gap import figures
 from dali.experiments.verbs.gap.runs import EXACT, Case, gap_table, probe_assignments, whole_policies
 from dali.experiments.verbs.gap.text import document, sections, summary, waterfall
@@ -69,7 +71,9 @@ class _GapScene:
     def __init__(self, config: DictConfig, overrides: list[str], entry: str, names: list[str]) -> None:
         own = [*overrides, *entry.split(), "+cache_share=1", "+expert_memory_gb=null"]
         whole = configuration("gap", own)
-        self.scene = read_scene(whole)
+        tokens = read.whole(whole, "decode.prompt", 0) + read.whole(whole, "decode.steps")
+        tokens = max(tokens, read.whole(whole, "prefill.tokens"))
+        self.scene = read_scene(whole, make_routing(whole.trace, tokens))
         self.policies = dict(make_policy("gap", own, name, self.scene.model) for name in names)
         self.scene = with_predictors(self.scene, self.policies.values(), whole)
         self.name = self.scene.trace.metadata.model
@@ -81,14 +85,13 @@ class _GapScene:
         decode = read.whole(config, "decode.prompt", 0), read.whole(config, "decode.steps")
         made = [(batch, DECODE, self._workload(batch, *decode)) for batch in read.wholes(config, "batch")]
         made.append((prefill[0], PREFILL, self._workload(*prefill, 0)))
-        units = self.scene.model.layers * self.scene.units
         cases = []
         for part in config.cache_shares:
-            if not isinstance(part, int | float) or not 0 < part <= 1:
-                raise InputError(f"cache_shares: found {part!r}, expected numbers above 0 and at most 1")
-            scene = replace(self.scene, slots=round(part * units))
+            if not isinstance(part, int | float) or not 0 <= part <= 1:
+                raise InputError(f"cache_shares: found {part!r}, expected numbers from 0 to 1")
+            scene = replace(self.scene, slots=slots_of(part, self.scene.all_units, "cache_shares"))
             for name, policy in self.policies.items():
-                check_memory(name, policy, scene)
+                slots_that_stay(name, policy, scene)
             cases += [Case(self.name, part, scene, workload, batch, phase) for batch, phase, workload in made]
         return cases
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from dali.experiments.output.document import Document, Paragraph, Picture, Section, Table
+from dali.experiments.settings.routing import about_routing
 from dali.experiments.verbs.predict.evaluation import ALL, COSINE, PER_TOKEN, Evaluation
 
 SHOWN = (1, 8, 32)  # batch sizes of the printed table
@@ -130,7 +131,8 @@ def about(evaluation: Evaluation) -> list[str]:
 
 def notes(evaluation: Evaluation) -> list[str]:
     """What a reader has to know, and what others report of the model."""
-    return [*evaluation.notes, *published(evaluation.trace.metadata.model)]
+    metadata = evaluation.trace.metadata
+    return [*about_routing(metadata), *evaluation.notes, *published(metadata.model)]
 
 
 def document(title: str, drawn: Sequence[str], results: pd.DataFrame, evaluation: Evaluation) -> Document:

@@ -17,6 +17,7 @@ from dali.experiments.scene import Scene, as_routed, with_predictors
 from dali.experiments.settings import folders, read
 from dali.experiments.settings.compose import SHIPPED, configuration
 from dali.experiments.settings.objects import make, policy_of
+from dali.experiments.settings.routing import about_routing, make_routing
 from dali.policies.costs.roofline import ModelShape
 from dali.policies.planner import Policy
 from dali.policies.types import InputError
@@ -101,9 +102,10 @@ class RunPlan:
         config = self.config
         if config.cache_share is not None and config.gpu_memory_gb is not None:
             raise InputError("cache_share, gpu_memory_gb: found both, expected at most one of them")
-        for name, most in (("cache_share", 1.0), ("gpu_memory_gb", float("inf"))):
-            if config[name] is not None:
-                read.positive(config, name, most)
+        if config.cache_share is not None:
+            read.fraction(config, "cache_share")
+        if config.gpu_memory_gb is not None:
+            read.positive(config, "gpu_memory_gb")
         if config.link_gbs is not None:
             read.positive(config, "link_gbs")
         for name in ("cpu_threads", "device_threads"):
@@ -133,7 +135,9 @@ class RunPlan:
         """The trace to force, with a predictor for each policy; the shape becomes as it was routed."""
         if self.config.routing is None:
             return None
-        trace = _named_trace(self.overrides, read.text(self.config, "routing"), "routing")
+        tokens = (self.lengths.prompt or 0) + self.lengths.generate
+        trace = _named_trace(self.overrides, read.text(self.config, "routing"), "routing", tokens)
+        self.notes += about_routing(trace.metadata)
         layers = read.whole_or_none(self.config, "layers")
         if layers is not None:
             trace = trace.first_layers(layers)
@@ -202,12 +206,12 @@ def flag_or(config: DictConfig, name: str, otherwise: bool) -> bool:
     return otherwise if value is None else value
 
 
-def _named_trace(overrides: list[str], value: str, field: str) -> Trace:
-    """A trace file, or the trace of a file of conf/trace."""
+def _named_trace(overrides: list[str], value: str, field: str, tokens: int = 0) -> Trace:
+    """A trace file, or the trace of a file of conf/trace, of `tokens` tokens a sequence or more if it is synthetic."""
     if any(mark in value for mark in "./\\"):
         trace = load_any(value)
     else:
-        trace = make(configuration("run", [*overrides, f"+trace={value}"]).trace, field)
+        trace = make_routing(configuration("run", [*overrides, f"+trace={value}"]).trace, tokens)
     if not isinstance(trace, Trace):
         raise InputError(f"{field} {value}: found counts only, expected a trace of tokens")
     return trace

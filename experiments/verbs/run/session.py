@@ -16,6 +16,7 @@ from dali.experiments.models.sizes import Sizes, top_k
 from dali.experiments.profiles import load
 from dali.experiments.scene import expert_popularity
 from dali.experiments.settings import read
+from dali.experiments.settings.gpu_memory import slots_of, units_that_stay
 from dali.experiments.verbs.run import log, model
 from dali.experiments.verbs.run.once import Clock, Show, Shown, Timing, memory_suffices, settings
 from dali.experiments.verbs.run.others import all_gpu, check_baselines, with_accelerate
@@ -23,7 +24,7 @@ from dali.experiments.verbs.run.plan import RunPlan
 from dali.policies.costs.measured import Geometry, Profile
 from dali.policies.costs.model import CostModel
 from dali.policies.planner import Policy
-from dali.policies.types import Floats, InputError
+from dali.policies.types import Floats
 from dali.runtime.calibrate.calibration import geometry_of
 from dali.runtime.device.bandwidth import copy_bandwidth, read_bandwidth
 from dali.runtime.device.choose import arena_for
@@ -235,13 +236,11 @@ class Session:
         """Units that stay: every policy gets the same GPU memory, its staging slots included."""
         assert self._share is not None
         every = self.sizes.layers * self.sizes.experts * slices
-        slots = round(self._share * every)
-        if slots <= policy.staging:
-            raise InputError(
-                f"policy {entry}: found GPU memory for {slots} units, expected more than its staging area of "
-                f"{policy.staging} (cache_share, gpu_memory_gb, policy.staging)"
-            )
-        return min(slots - policy.staging, every)
+        settings = "cache_share, gpu_memory_gb, policy.staging"
+        slots = slots_of(self._share, every, settings)
+        stay = units_that_stay(entry, policy.staging, slots, every, settings)
+        # A share is of the units, with staging on top of all of them; memory holds what it holds.
+        return stay if self.plan.config.cache_share is not None else min(stay, slots - policy.staging)
 
     def _forced(self, plan: RunPlan) -> ForcedRouting | None:
         if plan.trace is None:

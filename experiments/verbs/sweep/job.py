@@ -18,10 +18,11 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from dali.experiments.output.summary import summarise
-from dali.experiments.scene import Scene, make_workload, read_scene, with_predictors
+from dali.experiments.scene import Scene, make_workload, read_scene, tokens_asked, with_predictors
 from dali.experiments.settings import outside, read
 from dali.experiments.settings.objects import engine_named, make, policy_from, policy_of
-from dali.experiments.simulation import check_memory, simulate
+from dali.experiments.settings.routing import lengthened
+from dali.experiments.simulation import simulate, slots_that_stay
 from dali.experiments.verbs.sweep.request import Request
 from dali.policies.columns import PHASES
 from dali.policies.costs.roofline import ModelShape
@@ -131,12 +132,13 @@ def _simulate_seed(request: Request, seed: int, typed: Collection[str]) -> Itera
     config.seed = seed
     if "seed" in config.trace:
         config.trace.seed = seed
-    node = json.dumps(OmegaConf.to_container(config.trace), sort_keys=True)
+    routing = lengthened(config.trace, tokens_asked(config))
+    node = json.dumps(OmegaConf.to_container(routing, resolve=True), sort_keys=True)
     scene = read_scene(config, _trace(node, request.trace))
     policies = {entry: _policy(request, entry, config, scene.model, typed) for entry in request.policies}
     scene = with_predictors(scene, policies.values(), config)
     for entry, policy in policies.items():
-        check_memory(entry, policy, scene)
+        slots_that_stay(entry, policy, scene)
     believed = scene.platform if request.believed is None else make(request.believed, "believed")
     believed_engine = None if config.believed_engine is None else engine_named(read.text(config, "believed_engine"))
     recalls = {entry: predictor_recall(scene.trace, policy.prefetch.source) for entry, policy in policies.items()}
@@ -183,7 +185,7 @@ def _about(scene: Scene, config: DictConfig, workload: Workload, batch: int, see
         "generate": config.workload.generate,
         "slices": scene.slices,
         "slots": scene.slots,
-        "cache_share": scene.slots / (scene.model.layers * scene.units),
+        "cache_share": scene.slots / scene.all_units,
         **gpu_memory(scene.model, scene.slots * scene.model.unit_bytes(scene.slices), batch, length),
         "notes": "\n".join(notes),
     }

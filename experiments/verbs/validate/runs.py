@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dali.experiments.scene import expert_popularity
+from dali.experiments.settings.gpu_memory import slots_of, units_that_stay
 from dali.experiments.verbs.validate.sides import EXACT, Side
 from dali.policies.costs.measured import Geometry, Profile
 from dali.policies.costs.model import CostModel
 from dali.policies.planner import Planner, Policy, replay_log
-from dali.policies.types import InputError, Shape
+from dali.policies.types import Shape
 from dali.runtime.calibrate.calibration import geometry_of
 from dali.runtime.calibrate.forward import passes
 from dali.runtime.calibrate.probe import CPU, GPU, Every, Part, Probe
@@ -99,14 +100,10 @@ class RanAndSimulated:
 
 
 def capacity_units(machine: Machine, setting: Setting, policy: Policy, shape: Shape) -> int:
-    """Slots for what stays: the setting's share of all units, less the policy's staging area."""
-    slots = round(setting.cache_share * shape.layers * shape.units)
-    if slots <= policy.staging:
-        raise InputError(
-            f"policy {policy.name}: found GPU memory for {slots} units, expected more than its staging area of "
-            f"{policy.staging} (cache_share)"
-        )
-    return slots - policy.staging
+    """Slots for what stays, of the setting's share of all units; InputError if the staging area leaves none."""
+    units = shape.layers * shape.units
+    slots = slots_of(setting.cache_share, units, "cache_share")
+    return units_that_stay(policy.name, policy.staging, slots, units, "cache_share")
 
 
 def assess(

@@ -18,6 +18,7 @@ from dali.experiments.profiles import load
 from dali.experiments.scene import Scene, with_predictors
 from dali.experiments.settings import read
 from dali.experiments.settings.objects import make, policy_of
+from dali.experiments.settings.routing import about_routing, make_routing
 from dali.experiments.verbs.validate import figures
 from dali.experiments.verbs.validate.report import Report
 from dali.experiments.verbs.validate.runs import (
@@ -46,6 +47,7 @@ def run(config: DictConfig, overrides: list[str]) -> None:
     machine, title, notes = _machine(config)
     cut = _cut(config, machine, plan)
     makers = {entry: _maker(config, entry, cut.trace) for entry in plan.policies}
+    notes += about_routing(cut.trace.metadata)
     cut = _with_predictors(cut, config, makers, notes)
     _check_room(machine, plan, makers)
     outcomes: list[RanAndSimulated] = []
@@ -113,9 +115,9 @@ def _shares(config: DictConfig, name: str) -> list[float]:
     if (
         not values
         or len(set(values)) < len(values)
-        or not all(isinstance(value, int | float) and 0 < value <= 1 for value in values)
+        or not all(isinstance(value, int | float) and 0 <= value <= 1 for value in values)
     ):
-        raise InputError(f"{name}: found {values}, expected shares above 0 and at most 1, each once")
+        raise InputError(f"{name}: found {values}, expected shares from 0 to 1, each once")
     return [float(value) for value in values]
 
 
@@ -135,7 +137,7 @@ def _machine(config: DictConfig) -> tuple[Machine, str, list[str]]:
 
 
 def _cut(config: DictConfig, machine: Machine, plan: _ValidationPlan) -> Cut:
-    trace = make(config.trace, "trace")
+    trace = make_routing(config.trace, read.whole(config, "prompt", 0) + read.whole(config, "generate", 0))
     if isinstance(trace, Workload):
         raise InputError("trace: found counts only, expected the routing of each token")
     layers = moe_layers(machine.model)
