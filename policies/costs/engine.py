@@ -34,6 +34,7 @@ class Kernels:
     bandwidth  {format: multiple} of the memory's bandwidth while weights of the format are read
     compute    {format: multiple} of the arithmetic; above 1 where the format computes in narrower integers
     tiles      formats computed with a CPU's matrix tiles (AMX), ("all",) = every one; others count by AVX-512
+    tile       tokens that an expert's are computed in blocks of: those of the last block take as long if it is not full
     overlap    True: a job takes the longer of its memory traffic and its arithmetic; False: their sum, as of kernels
                that are bound by neither alone at a few tokens
     formats that are not named are those of "default"
@@ -42,12 +43,15 @@ class Kernels:
     bandwidth: Mapping[str, float] = field(default_factory=lambda: {DEFAULT: 1.0})
     compute: Mapping[str, float] = field(default_factory=lambda: {DEFAULT: 1.0})
     tiles: tuple[str, ...] = ("all",)
+    tile: int = 1
     overlap: bool = True
 
     def __post_init__(self) -> None:
         _require_shares("kernels.bandwidth", self.bandwidth)
         _require_shares("kernels.compute", self.compute)
         object.__setattr__(self, "tiles", tuple(self.tiles))  # configurations have lists
+        if self.tile < 1:
+            raise InputError(f"kernels.tile: found {self.tile}, expected at least 1")
 
     def reach(self, weight_format: str, isa: str = "") -> tuple[float, float]:
         """Multiples of (bandwidth, arithmetic) for weights of a format; isa: the processor's."""

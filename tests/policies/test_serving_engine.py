@@ -46,6 +46,13 @@ def test_kernels_reach_a_share_by_format() -> None:
     assert costs(cpu=other).cpu[1] == pytest.approx(30.04e-6 + 20e-6)
 
 
+def test_a_block_of_tokens_that_is_not_full_takes_as_long() -> None:
+    # Ten tokens in blocks of 16 take the arithmetic of 16: 96 us at 1 TFLOP/s.
+    tiled = costs(cpu=Kernels(tile=16))
+    assert tiled.cpu[10] == tiled.cpu[16] == pytest.approx(96e-6 + 20e-6)
+    assert tiled.cpu[17] == pytest.approx(192e-6 + 20e-6)
+
+
 def test_only_formats_with_tiles_count_by_amx() -> None:
     amx = replace(MACHINE, cpu=replace(MACHINE.cpu, isa="amx"))
     # Ten tokens take 60 us of arithmetic at the machine's 1 TFLOP/s; AVX-512 reaches 0.2155 of what tiles do.
