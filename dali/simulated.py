@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ import pandas as pd
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from dali.experiments.settings.compose import configuration
-from dali.experiments.settings.shorthand import spelled
+from dali.experiments.settings.compose import configuration, shape_node
+from dali.experiments.settings.shorthand import is_part, spelled
 from dali.experiments.verbs.compare.comparison import Comparison
 from dali.policies.columns import METRICS, STEP
 from dali.policies.costs.measured import Profile
@@ -40,7 +39,7 @@ def compare(
 
     overrides  settings as on the command line: "workload.batch=[1,8]"
     trace      the routing: a name of conf/trace, a file, a `dali.Trace` or a `Workload`
-    model      whose times: a name of conf/model, or a `ModelShape`
+    model      whose times: a name of conf/model, a path of a config.json, or a `ModelShape`
     platform   the machine: a name of conf/platform, a file of `dali calibrate`, a `Platform` or a `Profile`
     policies   entries as on the command line ("dali cache.w_size=8", "mypackage:MyPolicy") and `dali.Policy` objects
     progress   show a bar
@@ -94,7 +93,10 @@ def _read(
 ) -> Comparison:
     parts = [*overrides, *_named("trace", trace, Trace | Workload), *_named("model", model, ModelShape)]
     parts += [*_named("platform", platform, Platform | Profile), *_spelled(settings)]
-    config = configuration("compare", parts, replaced=_node(model) if isinstance(model, ModelShape) else None)
+    if isinstance(platform, Platform | Profile) and any(map(is_part, parts)):
+        raise InputError(f"platform: found {platform.name} beside {next(filter(is_part, parts))}, expected one of them")
+    given = {"model": shape_node(model)} if isinstance(model, ModelShape) else None
+    config = configuration("compare", parts, replaced=given)
     if policies is not None:
         _check(policies)
         _choose_baseline(config, parts, policies)
@@ -120,12 +122,6 @@ def _named(field: str, value: Any, kinds: Any) -> Iterator[str]:
         yield f"{field}={value}"
     elif value is not None and not isinstance(value, kinds):
         raise InputError(f"{field}: found {type(value).__name__}, expected a name or an object of its kind")
-
-
-def _node(model: ModelShape) -> dict[str, Any]:
-    """The configuration of a model's sizes, which others refer to."""
-    kind = type(model)
-    return {"model": {"_target_": f"{kind.__module__}.{kind.__qualname__}", "_convert_": "all", **asdict(model)}}
 
 
 def _spelled(settings: Mapping[str, Any]) -> Iterator[str]:

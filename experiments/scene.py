@@ -10,8 +10,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from dali.experiments.settings.gpu_memory import read_slots
 from dali.experiments.settings.objects import make
-from dali.experiments.settings.read import positive, whole, whole_or_none, wholes
+from dali.experiments.settings.read import positive, text_or_none, whole, whole_or_none, wholes
 from dali.experiments.settings.routing import about_routing, make_routing
+from dali.policies.costs.engine import IDEAL, ServingEngine
+from dali.policies.costs.formats import find_quantisation, kv_bits, quantised
 from dali.policies.costs.measured import Geometry, Profile
 from dali.policies.costs.model import CostModel
 from dali.policies.costs.roofline import ModelShape, Platform, roofline
@@ -33,6 +35,7 @@ class Scene:
     trace     the routing, recorded or synthetic; or counts, which are a workload already
     slots     GPU slots for experts, in units, staging included (`settings.gpu_memory`): every policy's
     notes     what a reader of the results has to know about the inputs
+    engine    whose kernels, launches and copies are charged
     """
 
     model: ModelShape
@@ -42,6 +45,12 @@ class Scene:
     slots: int
     seed: int
     notes: list[str]
+    engine: ServingEngine = IDEAL
+
+    @property
+    def machine(self) -> str:
+        """Name of the platform, and of the engine if it is one."""
+        return self.platform.name + ("" if self.engine == IDEAL else f" in {self.engine.name}")
 
     @property
     def units(self) -> int:
@@ -61,12 +70,13 @@ def read_scene(
 
     `trace` and `platform` take the place of what the configuration makes, for callers that have them already.
     """
-    model: ModelShape = make(config.model, "model")
+    model, notes = read_model(config)
     platform = make(config.platform, "platform") if platform is None else platform
+    engine: ServingEngine = make(config.engine, "engine")
     slices, seed = whole(config, "slices"), whole(config, "seed", 0)
     unit_bytes = model.unit_bytes(slices)
     trace = make_routing(config.trace, tokens_asked(config)) if trace is None else trace
-    notes = about_routing(trace.metadata)
+    notes += about_routing(trace.metadata)
     if (trace.metadata.layers, trace.metadata.experts) != (model.layers, model.experts):
         model, note = as_routed(model, trace.metadata)
         notes.append(note)
@@ -81,7 +91,7 @@ def read_scene(
         notes.append(
             f"The trace has {trace.metadata.top_k} experts a token, the model {model.top_k}: times are for the trace's."
         )
-    return Scene(model, platform, trace, slices, slots, seed, notes + about_slots)
+    return Scene(model, platform, trace, slices, slots, seed, notes + about_slots, engine)
 
 
 def tokens_asked(config: DictConfig) -> int:
@@ -91,13 +101,39 @@ def tokens_asked(config: DictConfig) -> int:
     return whole(config, "workload.prompt", 0) + whole(config, "workload.generate", 0)
 
 
+def read_model(config: DictConfig) -> tuple[ModelShape, list[str]]:
+    """The model of a configuration in the formats of `quant` and `kv`, and the notes that say what these are."""
+    model: ModelShape = make(config.model, "model")
+    quant, kv = text_or_none(config, "quant"), text_or_none(config, "kv")
+    if quant is None:
+        if kv is None:
+            return model, []
+        return replace(model, kv_bits=kv_bits(kv)), [f"A value of the KV cache takes {kv_bits(kv):g} bits ({kv})."]
+    stored, found = quantised(model, quant, kv), find_quantisation(quant)
+    estimate = " (an estimate: Unsloth's formats differ by model)" if found.name.startswith("ud_") else ""
+    return stored, [
+        f"Weights are in {found.name}{estimate}: experts take {stored.expert_bits:.2f} bits, head and embedding "
+        f"{stored.head_bits:.2f}, all others {stored.dense_bits:.2f}; a value of the KV cache {stored.kv_bits:g}."
+    ]
+
+
 def cost_model(
-    model: ModelShape, platform: Platform | Profile, max_tokens: int, slices: int = 1, attention_on: str = "gpu"
+    model: ModelShape,
+    platform: Platform | Profile,
+    max_tokens: int,
+    slices: int = 1,
+    attention_on: str = "gpu",
+    engine: ServingEngine = IDEAL,
 ) -> CostModel:
-    """What a machine costs: by its data sheet or as measured; InputError for a profile of another geometry."""
+    """What a machine costs in an engine: by its data sheet or as measured.
+
+    InputError for a profile of another geometry, and for one beside an engine: what was measured has its own.
+    """
     if isinstance(platform, Profile):
+        if engine != IDEAL:
+            raise InputError(f"engine: found {engine.name} beside measured costs, expected ideal")
         return platform.costs(Geometry.of(model, slices), [model.unit_bytes(slices)] * model.layers, max_tokens)
-    return roofline(model, platform, max_tokens, slices, attention_on)
+    return roofline(model, platform, max_tokens, slices, attention_on, engine)
 
 
 def as_routed(model: ModelShape, routing: Metadata) -> tuple[ModelShape, str]:
@@ -158,7 +194,7 @@ def with_predictors(scene: Scene, policies: Iterable[Policy], config: DictConfig
             f"Predictor '{source}' is not in the trace: emulated with a recall of {recall:.1%} one layer ahead, "
             f"{KEPT_PER_LAYER:.3f} times that with each further layer; wrong guesses are uniform."
         )
-    return Scene(scene.model, scene.platform, trace, scene.slices, scene.slots, scene.seed, notes)
+    return replace(scene, trace=trace, notes=notes)
 
 
 def make_workload(scene: Scene, config: DictConfig, batch: int) -> Workload:
@@ -193,7 +229,9 @@ def in_policy_units(scene: Scene, policy: Policy, workload: Workload) -> tuple[S
         # What an assignment does not count on is there all the same: copies of a policy that copies ahead.
         ahead = 0.0 if isinstance(policy.prefetch, NoPrefetch) else LEFT_OF_COPY
         in_flight = getattr(policy.assignment, "in_flight", ahead)
-        slices = choose_slices(scene.model, scene.platform, workload.step_sizes, share, known, in_flight=in_flight)
+        slices = choose_slices(
+            scene.model, scene.platform, workload.step_sizes, share, known, in_flight=in_flight, engine=scene.engine
+        )
     else:
         slices = policy.slices
     scene.model.unit_bytes(slices)  # InputError where it does not divide

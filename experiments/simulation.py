@@ -11,6 +11,7 @@ from dali.experiments.scene import Scene, cost_model, in_policy_units, shape_of
 from dali.experiments.settings import read
 from dali.experiments.settings.gpu_memory import units_that_stay
 from dali.policies.columns import PREFILL
+from dali.policies.costs.engine import ServingEngine
 from dali.policies.costs.measured import Profile
 from dali.policies.costs.roofline import Platform
 from dali.policies.planner import Planner, Policy
@@ -31,17 +32,19 @@ def simulate(
     workload: Workload,
     recorded: Sequence[int],
     bar: Any = None,
+    believed_engine: ServingEngine | None = None,
 ) -> Simulation:
     """One policy on one workload with the scene's GPU memory, its own staging slots included.
 
-    The policy decides by the costs of `believed`; the scene's platform is charged.  Units are as fine as it asks for.
+    The policy decides by the costs of `believed` in `believed_engine` (None = the scene's); the scene's platform and
+    engine are charged.  Units are as fine as it asks for.
     """
     scene, workload = in_policy_units(scene, policy, workload)
     shape, _ = shape_of(scene, workload)
     capacity = Capacity.in_units(slots_that_stay(policy.name, policy, scene), policy.cache.scope, shape.layers)
     charged, expected = (
-        cost_model(scene.model, platform, workload.max_tokens, scene.slices, policy.attention_on)
-        for platform in (scene.platform, believed)
+        cost_model(scene.model, platform, workload.max_tokens, scene.slices, policy.attention_on, engine)
+        for platform, engine in ((scene.platform, scene.engine), (believed, believed_engine or scene.engine))
     )
     planner = Planner(policy, shape, capacity, expected, scene.seed)
     progress = None if bar is None else lambda step: bar.update()

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dali.policies.assign.frontier import frontier
+from dali.policies.costs.engine import IDEAL, ServingEngine
 from dali.policies.costs.model import CostModel
 from dali.policies.costs.roofline import ModelShape, Platform, roofline
 from dali.policies.require import require_count
@@ -38,6 +39,7 @@ def choose_slices(
     in_flight: float = 0.5,
     least_gain: float = 0.03,
     seed: int = 0,
+    engine: ServingEngine = IDEAL,
 ) -> int:
     """The count of least expected time, or the smallest one nearly as good; 1 if none saves `least_gain` of its time.
 
@@ -53,6 +55,7 @@ def choose_slices(
             0 for policies that make neither.
         least_gain: share of the time of whole experts that slices must save.
         seed: of the routing that is drawn.
+        engine: whose costs they are.
 
     Raises:
         InputError: `steps` is empty or holds a number below 1, or another argument is out of range.
@@ -72,7 +75,7 @@ def choose_slices(
         workloads = draw_workloads(model, tokens, popularity, rng)
         resident = draw_resident(workloads.shape, cache_share, rng)
         for count in possible:
-            cost = roofline(model, platform, int(workloads.max()), count)
+            cost = roofline(model, platform, int(workloads.max()), count, engine=engine)
             seconds[count] += times * expected_seconds(cost, workloads, resident, tokens, count, in_flight)
     best = min(seconds.values())
     if best > seconds[1] * (1 - least_gain):
@@ -152,6 +155,6 @@ def expected_seconds(
             # The share of the work that is done while the link copies takes longer by contended / alone.
             cpu = alone + min(contended, copying) * (1 - alone / contended)
             crossing = over.transfer_latency + min(int(on_cpu.sum()), tokens) * over.transfer_per_token
-            seconds = max(seconds, cpu + 2 * crossing + over.merge)
+            seconds = max(seconds, cpu + 2 * crossing) + over.merge
         total += seconds
     return total / len(workloads)

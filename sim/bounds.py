@@ -15,24 +15,25 @@ and e >= 0
     sum T_i >= (V - e - g min m) / (1 + e / (c + g)),   c = shortest copy, g = issue gap,
     V = sum_i (a_i + b_i) serial_i + sum_i split_i + sum_units path_u - slots * sum_i s_i.
 
-split_i is the least, over all splits of layer step i's units, of (1 - m_i) * (the longer side), plus what
-the CPU pays for not being slowed down, plus for each unit on the GPU its worth; path_u is the least cost of
+split_i is the least, over all splits of layer step i's units, of (1 - m_i) * (the longer side and the merge), plus
+what the CPU pays for not being slowed down, plus for each unit on the GPU its worth; path_u is the least cost of
 unit u's way through the steps between absent and present, where a copy at i costs c m_i + g min m, being in a
 slot when layer step i starts costs s_i, and being present when needed earns the unit's worth.  The worth of a
 unit is its price on the CPU less b_i times its GPU time, or 0 where that is negative.
 
 **Proof.**
 1. The dense part, read-back and planning come first.  Then GPU jobs run one after the other, and CPU jobs do
-   between two transfers and a merge (if there are any), and join is after both: T_i - serial_i is at least
-   the longer of sum_G gpu(w) and sum_C cpu(w) + transfers + merge.  Launches, dispatch and the GPU's slow-down, which
-   calibrated machines have on top, are left out: they only add to T_i.
+   between two transfers (if there are any); after both comes the merge (if there are CPU jobs), and then the join:
+   T_i - serial_i is at least the longer of sum_G gpu(w) and sum_C cpu(w) + transfers, and the merge.  Launches,
+   dispatch, the slow-down of one side beside the other, and turns of GPU and link, which some machines have on top,
+   are left out: they only add to T_i.
 2. A CPU job that starts while a copy is under way takes `cpu_contended`.  Of the others, call *exempt* those
    during which a copy starts.  While a job that is neither runs, the link is idle, but for at most one gap.
    So T_i >= P_i + sum over these jobs of (cpu(w) - g), where P_i has the gaps after copies.
 3. A copy starts within at most one job, and the starts of two copies are c + g apart: the number of exempt jobs
    is at most 1 + sum T_i / (c + g).  This inequality, times e, makes the denominator; its 1, and the last
    copy's gap, which may outlast the run, the e and g min m of the numerator.
-4. T_i >= (a_i + b_i)(serial_i + the longer side) + m_i (what 2 says), as the prices sum to 1.
+4. T_i >= (a_i + b_i)(serial_i + the longer side + the merge) + m_i (what 2 says), as the prices sum to 1.
 5. A unit on the GPU at i that was not there since its layer's step before has been copied since then.  The
    seconds of a copy fall on layer steps between issue and landing; priced at the cheapest of these, and the
    slot paid from that one on only, the copy costs what it does on path_u or more.
@@ -42,7 +43,8 @@ unit is its price on the CPU less b_i times its GPU time, or 0 where that is neg
 7. What is left has no constraint between layer steps or units: its minimum is the sum of minima, V.
 
 With many kinds of units the first minimum is taken over fractions of units (weight a_i on the CPU's side, b_i on
-the GPU's), which is lower.  Any prices give a bound; `lower_bound` looks for high ones by supergradient ascent.
+the GPU's, both on a fraction of the merge), which is lower.  Any prices give a bound; `lower_bound` looks for high
+ones by supergradient ascent.
 """
 
 from __future__ import annotations

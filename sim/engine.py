@@ -5,10 +5,14 @@ A layer step, from when the previous one is joined:
     dense part on the GPU | router read-back, planning | begin | CPU and GPU jobs, copies | join, merge | end
 
 CPU jobs run in plan order after the activations have crossed; GPU jobs in plan order, each once its unit
-has landed; the link asks the planner for the next copy whenever it is free, also while the dense part
-runs and between two steps.  A job that starts while a copy is under way or the other side works, and a copy that
-starts while the CPU computes, are charged the contended time.  When a job and a copy could start at the same
-moment the job is first.
+has landed.  Once the GPU is done and the CPU's results are back, they are merged: that is the join.  The link asks
+the planner for the next copy whenever it is free, also while the dense part runs and between two steps; where
+`CostModel.copies_overlap` is False it takes turns with the GPU.  What starts beside something else is charged the
+contended time, as `policies.costs.model` says.
+
+What could start at the same moment starts in this order: a GPU unit, a CPU unit, a copy, a dense part or what lies
+outside the layers.  The copy is before the last two as the planner is told of the join at the end of the layer step:
+the link has its answer before the model's code goes on.
 
 The servers are in `sim.servers`, the compiled loop is in `sim.loop`.
 """
@@ -139,7 +143,7 @@ class Engine:
     def run_step(self, step: Step) -> None:
         """Simulate one forward pass: all MoE layers, and what lies outside them."""
         planner, clock, metrics = self.planner, self._servers.clock, self._servers.metrics
-        state, overlap = planner.raw, planner.policy.assignment.overlap
+        state, overlap = planner.raw, planner.policy.assignment.overlap and self.charged.parallel
         dense = self.charged.dense(step.tokens, step.sequences, step.context)
         outside = self.charged.per_step(step.tokens, step.sequences, step.context)
         waiting = self.charged.overheads.readback + self.charged.overheads.planning
@@ -154,11 +158,12 @@ class Engine:
             router_done = clock.now + took
             if recording:
                 self._record_dense(layer, router_done - took, router_done, step.tokens)
-            drain(state, self._packed, layer, router_done + waiting)
+            self._pass(layer, router_done + waiting)
             planner.begin(step.layer_step(layer))
             if recording:
                 self._make_room()
-            if not run_layer(state, self._packed, layer, step.workload[layer], step.tokens, overlap):
+            work = step.workload[layer]
+            if not run_layer(state, self._packed, layer, work, step.tokens, overlap, self.charged.copies_overlap):
                 raise RuntimeError(
                     f"step {step.index}, layer {layer}: the planner gives no copy that a GPU unit waits for"
                 )
@@ -169,12 +174,21 @@ class Engine:
             self._make_room()
         outside *= self._slowed(planner.shape.layers - 1)
         metrics.gpu_busy += busy + outside
-        drain(state, self._packed, planner.shape.layers - 1, clock.now + outside)
+        self._pass(planner.shape.layers - 1, clock.now + outside)
+
+    def _pass(self, layer: int, until: float) -> None:
+        """Let time pass outside of a layer step's units; the link works on where copies overlap."""
+        if self.charged.copies_overlap:
+            drain(self.planner.raw, self._packed, layer, until)
+        else:
+            self._servers.clock.now = until
 
     def _slowed(self, layer: int) -> float:
         """How many times as long the dense part takes that begins now."""
         slower = self.charged.contention.dense_beside_copy
-        return slower if slower > 1 and copying(self.planner.raw, self._packed, layer) else 1.0
+        if slower == 1 or not self.charged.copies_overlap:
+            return 1.0
+        return slower if copying(self.planner.raw, self._packed, layer) else 1.0
 
     def _overrun(self) -> Floats:
         """Metrics of what the link has yet to do of the copy under way."""

@@ -169,7 +169,8 @@ def _start_cpu_job(raw: Packed, servers: Packed, layer: int, workload: Ints) -> 
     unit = s.cpu[c.at.cpu_next]
     start = c.clock.cpu_free
     time = c.cpu_contended[workload[unit]] if _copying(servers, start) else c.cpu[workload[unit]]
-    if c.clock.gpu_free > start or _gpu_start(raw, servers, layer) != NEVER:
+    under_way = c.at.gpu_next > 0 and c.clock.gpu_free > start
+    if under_way or _gpu_start(raw, servers, layer) != NEVER:
         time *= c.contention.cpu_beside_gpu
     if c.at.cpu_next == 0:
         time += c.overhead.cpu_launch
@@ -193,8 +194,13 @@ def _serve_link(raw: Packed, servers: Packed, layer: int, ask: float) -> float:
 
 
 @kernel
-def run_layer(raw: Packed, servers: Packed, layer: int, workload: Ints, tokens: int, overlap: bool) -> bool:
-    """Carry out the plan that `begin` left in the state, from `clock.now` to the join; False on a deadlock."""
+def run_layer(
+    raw: Packed, servers: Packed, layer: int, workload: Ints, tokens: int, overlap: bool, copies_overlap: bool
+) -> bool:
+    """Carry out the plan that `begin` left in the state, from `clock.now` to the join; False on a deadlock.
+
+    `overlap` is the plan's, `copies_overlap` the charged cost model's.
+    """
     s = unpack(raw)
     c = unpack_servers(servers)
     begin = c.clock.now
@@ -203,6 +209,7 @@ def run_layer(raw: Packed, servers: Packed, layer: int, workload: Ints, tokens: 
     for i in range(n_cpu):
         moved += workload[s.cpu[i]]
     transfer = c.overhead.transfer_latency + min(moved, tokens) * c.overhead.transfer_per_token if n_cpu > 0 else 0.0
+    merge = c.overhead.merge if n_cpu > 0 else 0.0
     c.clock.cpu_busy_until = begin
     c.clock.gpu_free = begin + c.overhead.dispatch if n_cpu > 0 and s.n.gpu > 0 else begin
     c.clock.cpu_free = begin + transfer
@@ -217,15 +224,14 @@ def run_layer(raw: Packed, servers: Packed, layer: int, workload: Ints, tokens: 
             c.at.cpu_waits = 0
             c.clock.cpu_free = c.clock.gpu_free + transfer
         if gpu_known and c.at.cpu_next == n_cpu:
-            join = c.clock.gpu_free
-            if n_cpu > 0:
-                join = max(join, c.clock.cpu_free + transfer + c.overhead.merge)
-            if ask >= join:
+            done = max(c.clock.gpu_free, c.clock.cpu_free + transfer)
+            if ask >= (done + merge if copies_overlap else done):
                 break
         lands = c.clock.lands if c.at.in_flight != NONE else NEVER
         gpu_start = _gpu_start(raw, servers, layer)
+        asks = ask if copies_overlap or gpu_start == NEVER else NEVER
         cpu_start = c.clock.cpu_free if c.at.cpu_next < n_cpu and c.at.cpu_waits == 0 else NEVER
-        first = min(lands, gpu_start, cpu_start, ask)
+        first = min(lands, gpu_start, cpu_start, asks)
         if first == NEVER:
             return False
         if first == lands:
@@ -236,10 +242,15 @@ def run_layer(raw: Packed, servers: Packed, layer: int, workload: Ints, tokens: 
             _start_gpu_job(raw, servers, layer, workload, gpu_start)
             if ask == NEVER:
                 ask = c.finish[c.at.reported]  # the planner may have a copy once it is told of this job's end
+            if not copies_overlap:
+                ask = max(ask, c.clock.gpu_free)
         elif first == cpu_start:
             _start_cpu_job(raw, servers, layer, workload)
         else:
             ask = _serve_link(raw, servers, layer, ask)
+    if c.at.in_flight != NONE and not copies_overlap:
+        done = max(done, c.clock.lands)
+    join = done + merge
     _tell(raw, servers, layer, join)
     _count(raw, servers, c.clock.gpu_free - begin, c.metrics.cpu_busy - cpu_work)
     c.clock.now = join

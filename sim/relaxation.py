@@ -84,17 +84,18 @@ class Relaxation:
         self.serial_by_step = inside * self.layers + outside
 
     def _take_crossing(self, work: NDArray[np.int32], steps: list[Step], cost: CostModel) -> None:
-        """What moving activations costs: in full where units are whole, else shared out over the units.
+        """What moving activations and merging cost: in full where units are whole, else shared out over the units.
 
         min(tokens, sum of w) is concave in the set of units: it lies above its chord from none to all.
         """
         over = cost.overheads
         self.tokens = np.repeat(np.array([step.tokens for step in steps], np.int64), self.layers)
         self.per_token = 2 * over.transfer_per_token
-        self.any_cpu = 2 * over.transfer_latency + over.merge
+        self.any_cpu, self.merge = 2 * over.transfer_latency, over.merge
         chord = self.per_token * np.minimum(1.0, self.tokens / np.maximum(work.sum(axis=1), 1))
-        share = np.where(self.whole, 0.0, self.any_cpu / np.maximum(np.count_nonzero(work, axis=1), 1))
-        self.extra = chord[self.row] * self.workload + share[self.row]
+        share = np.where(self.whole, 0.0, 1.0 / np.maximum(np.count_nonzero(work, axis=1), 1))[self.row]
+        self.extra = chord[self.row] * self.workload + self.any_cpu * share
+        self.merging = self.merge * share  # after both sides: at the price of CPU and GPU together
 
     def _sum(self, values: Floats) -> Floats:
         """float64 [N], sum over the kinds of each layer step."""
@@ -109,6 +110,7 @@ class Relaxation:
         apart = np.minimum(by_link, prices.exempt)
         slowed = cpu * self.beside <= cpu * self.idle + apart
         on_cpu = np.where(slowed, cpu * self.beside, cpu * self.idle + apart) + cpu * self.extra
+        on_cpu += (cpu + gpu) * self.merging
         worth = np.maximum(on_cpu - gpu * self.gpu, 0.0)  # of having a unit on the GPU
 
         split = self._split(on_cpu * self.count, worth, prices.link, apart, self.beside)
@@ -127,11 +129,11 @@ class Relaxation:
         sped = np.flatnonzero(split.saved)
         alone[split.saver[sped]] += split.saved[sped] / self.saving[split.saver[sped]]
         cheap = by_link < prices.exempt
-        seconds = np.where(slowed, self.beside, self.idle) + self.extra
+        seconds = np.where(slowed, self.beside, self.idle) + self.extra + self.merging
         both = self.serial + split.longest
         return total / stretch + self.last, Prices(
             cpu=(both + self._sum(jobs * seconds)) / stretch,
-            gpu=(both - self._sum(moved * self.gpu)) / stretch,
+            gpu=(both + self._sum(jobs * self.merging) - self._sum(moved * self.gpu)) / stretch,
             link=(stay.copying + self._sum(np.where(cheap, alone * self.alone, 0.0))) / stretch,
             slot=(stay.owned - self.slots) / stretch,
             exempt=(float(alone[~cheap].sum()) - 1.0) / stretch - total / stretch**2 / between,
@@ -146,10 +148,11 @@ class Relaxation:
         on_cpu = self.idle + self.extra
         for _ in range(50):
             price = (low + high) / 2
-            to_cpu = price[self.row] * on_cpu < (1 - price[self.row]) * self.gpu
+            to_cpu = price[self.row] * on_cpu + self.merging < (1 - price[self.row]) * self.gpu
             rises = self._sum(self.count * np.where(to_cpu, on_cpu, -self.gpu)) > 0
             low, high = np.where(rises, price, low), np.where(rises, high, price)
-        fractions = self.count * np.minimum(low[self.row] * on_cpu, (1 - low[self.row]) * self.gpu)
+        side = np.minimum(low[self.row] * on_cpu + self.merging, (1 - low[self.row]) * self.gpu)
+        fractions = self.count * side
         nothing = np.zeros(self.row.size)
         moe = self._split(fractions, nothing, np.zeros(self.size), nothing, self.idle).seconds
         return moe.reshape(self.n_steps, self.layers).sum(axis=1) + self.serial_by_step, low
@@ -164,7 +167,7 @@ class Relaxation:
         saver[self.row[gains[for_last]]] = gains[for_last]
         found = _Split(self._sum(shared), np.zeros(self.row.size), np.zeros(self.size), np.zeros(self.size), saver)
         tables = (self.first, self.count, self.workload, self.idle, beside, self.gpu, worth)
-        crossing = (self.tokens, self.per_token, self.any_cpu)
+        crossing = (self.tokens, self.per_token, self.any_cpu, self.merge)
         _whole_units(self.whole, *tables, *crossing, link, rate, *found[:4])
         return found
 
@@ -244,6 +247,7 @@ def _whole_units(
     tokens: Counts,
     per_token: float,
     any_cpu: float,
+    merge: float,
     link: Floats,
     rate: Floats,
     seconds: Floats,
@@ -253,7 +257,8 @@ def _whole_units(
 ) -> None:
     """Every split of a layer step's units by kind: (1 - link) x the longer side + what is paid; keep the least.
 
-    The CPU's side may be shortened, at `rate` for a second, by as much as its jobs gain.
+    The CPU's side may be shortened, at `rate` for a second, by as much as its jobs gain.  The longer side includes the
+    merge that follows it.
     """
     split = np.zeros(64, np.int64)  # 2 to the 64 is more than MOST_SPLITS
     for i in range(whole.size):
@@ -277,7 +282,7 @@ def _whole_units(
             if left > 0 and rate[i] < 1.0 - link[i] and cpu_side > gpu_side:
                 saving = min(cpu_side - gpu_side, gain)
                 bought = rate[i] * saving
-            longer = max(gpu_side, cpu_side - saving)
+            longer = max(gpu_side, cpu_side - saving) + (merge if left > 0 else 0.0)
             found = (1.0 - link[i]) * longer + bought + paid
             if found < least:
                 least = found

@@ -20,6 +20,9 @@ from dali.runtime.device.choose import arena_for
 
 def subject(config: DictConfig) -> tuple[Any, str]:
     """The model to measure, on the host, and its name."""
+    for name in ("quant", "kv"):
+        if config.get(name) is not None:
+            raise InputError(f"{name}: found {config[name]!r}, expected null: what is measured has a dtype")
     dtype = read.text(config, "dtype")
     if config.checkpoint is not None:
         name = read.text(config, "checkpoint")

@@ -21,7 +21,8 @@ from dali.experiments.page.figures import groups
 from dali.experiments.page.grid import Grid
 from dali.experiments.page.reading import Folder
 from dali.policies.columns import LANES
-from dali.policies.costs.roofline import ModelShape
+from dali.policies.costs.formats import quantised
+from dali.policies.costs.model_shape import ModelShape
 from dali.policies.types import InputError
 
 ROOM = "dali.experiments.page"
@@ -154,6 +155,8 @@ def _unit_bytes(config: Mapping[Any, Any] | None) -> int:
         return 0
     try:
         shape = ModelShape(**{str(name): value for name, value in model.items() if not str(name).startswith("_")})
+        if config.get("quant") is not None:
+            shape = quantised(shape, str(config["quant"]))
         return shape.unit_bytes(config.get("slices", 1))
     except (TypeError, InputError):
         return 0  # a configuration of another version

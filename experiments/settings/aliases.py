@@ -1,10 +1,10 @@
-"""Classes by the names under which version 0.1 wrote them into profiles, results and configurations."""
+"""Classes by the names under which earlier versions wrote them into profiles, results and configurations."""
 
 from __future__ import annotations
 
 from typing import Any
 
-# By module of version 0.1, each class or function that a configuration may name, and its module of today.
+# By module of versions 0.1 and 0.2, each class or function that a configuration may name, and its module of today.
 _MODULES = {
     "policies.assignment": {
         "AllCPU": "dali.policies.assign.fixed",
@@ -39,10 +39,11 @@ _MODULES = {
     "policies.frontier_prefetch": {"SavingPrefetch": "dali.policies.prefetch.frontier"},
     "policies.planner": {"Policy": "dali.policies.planner"},
     "policies.roofline": {
-        "ModelShape": "dali.policies.costs.roofline",
+        "ModelShape": "dali.policies.costs.model_shape",
         "Platform": "dali.policies.costs.roofline",
         "Processor": "dali.policies.costs.roofline",
     },
+    "dali.policies.costs.roofline": {"ModelShape": "dali.policies.costs.model_shape"},
     "policies.measured": {"Profile": "dali.policies.costs.measured"},
     "traces.synthetic": {"generate_profile": "dali.traces.synthetic", "generate_resized": "dali.traces.synthetic"},
     "traces.workload": {"load_any": "dali.traces.workload"},
@@ -55,14 +56,14 @@ _MODULES = {
 
 
 def current(name: str) -> str:
-    """The dotted name of today for one of version 0.1; any other as it is."""
+    """The dotted name of today for one of an earlier version; any other as it is."""
     module, _, own = name.rpartition(".")
     moved = _MODULES.get(module, {}).get(own)
     return name if moved is None else f"{moved}.{own}"
 
 
 def with_current_targets(node: Any) -> Any:
-    """A plain configuration with every `_target_` of version 0.1 by its name of today; `node` is left as it is."""
+    """A plain configuration with every earlier `_target_` by its name of today; `node` is left as it is."""
     if isinstance(node, dict):
         return {
             key: current(value) if key == "_target_" and isinstance(value, str) else with_current_targets(value)

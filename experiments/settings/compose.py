@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ from yaml import YAMLError
 
 from dali import conf, traces
 from dali.experiments.settings.folders import OWN, own_folder
-from dali.experiments.settings.shorthand import is_launcher, spelled_out
+from dali.experiments.settings.shorthand import as_typed, is_launcher, is_part, spelled_out
+from dali.experiments.shapes.file import shape_of_file
+from dali.policies.costs.model_shape import ModelShape
 from dali.policies.types import InputError
 
 # A model is one of few experts up to this many: DALI's settings for Mixtral (8) against DeepSeek and Qwen (64, 128).
@@ -55,9 +58,13 @@ def configuration(
         config = _composed(verb, parts)
         for name, node in (replaced or {}).items():
             config[name] = node
+        path = OmegaConf.select(config, "model.path")  # None where it is missing, too
+        if path is not None:
+            config.model = shape_node(shape_of_file(str(path)))
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:
-            raise InputError(f"{missing[0]}: found nothing, expected a value: dali {verb} {missing[0]}=...")
+            name = as_typed(missing[0])
+            raise InputError(f"{name}: found nothing, expected a value: dali {verb} {name}=...")
         if resolve:
             OmegaConf.resolve(config)
     except MissingConfigException as error:
@@ -69,6 +76,12 @@ def configuration(
             raise
         raise InputError(f"override {one_line(error)}; dali {verb} --help lists what there is") from error
     return config
+
+
+def shape_node(model: ModelShape) -> dict[str, Any]:
+    """The configuration of a model's sizes, which other settings refer to."""
+    kind = type(model)
+    return {"_target_": f"{kind.__module__}.{kind.__qualname__}", "_convert_": "all", **asdict(model)}
 
 
 def listing(verb: str, overrides: list[str]) -> str:
@@ -93,6 +106,8 @@ def listing(verb: str, overrides: list[str]) -> str:
 
 def _parsed(verb: str, overrides: Iterable[str]) -> list[str]:
     """The overrides in hydra's words; InputError names the one that is no override."""
+    overrides = list(overrides)
+    _check_one_machine(overrides)
     parser = OverridesParser.create()
     parts = [part for override in overrides for part in spelled_out(verb, override)]
     for part in parts:
@@ -103,6 +118,14 @@ def _parsed(verb: str, overrides: Iterable[str]) -> list[str]:
         if not name or (name.startswith("hydra") and not (verb == "sweep" and is_launcher(part))):
             raise InputError(f"override {part!r}: found no setting of ours, expected NAME=VALUE")
     return parts
+
+
+def _check_one_machine(overrides: list[str]) -> None:
+    """InputError for a machine that is named and composed of parts at once."""
+    part = next(filter(is_part, overrides), None)
+    named = next((each for each in overrides if each.startswith("platform=") and each != "platform=parts"), None)
+    if part is not None and named is not None:
+        raise InputError(f"{named}: found it beside {part}, expected a platform or its parts")
 
 
 def _composed(verb: str, parts: list[str]) -> DictConfig:

@@ -15,6 +15,8 @@ from dali.experiments.settings import outside
 from dali.experiments.settings.aliases import with_current_targets
 from dali.experiments.settings.compose import configuration, one_line
 from dali.experiments.settings.folders import own_folder
+from dali.experiments.settings.shorthand import is_platform
+from dali.policies.costs.engine import ServingEngine
 from dali.policies.costs.measured import Profile
 from dali.policies.costs.roofline import Platform
 from dali.policies.planner import Policy
@@ -169,10 +171,16 @@ def believed_platform(verb: str, overrides: list[str], entry: str) -> Platform |
     return made
 
 
+def engine_named(name: str) -> ServingEngine:
+    """A file of conf/engine."""
+    made: ServingEngine = make(configuration("config", [f"engine={name}"]).engine, f"engine {name}")
+    return made
+
+
 def believed_settings(verb: str, overrides: list[str], entry: str) -> DictConfig:
     """The resolved settings of `believed_platform`."""
     name, *changes = entry.split()
-    kept = [override for override in overrides if not override.startswith("platform")]
+    kept = [override for override in overrides if not is_platform(override)]
     config = configuration(verb, [*kept, f"platform={name}", *(f"platform.{change}" for change in changes)])
     node: DictConfig = config.platform
     return node

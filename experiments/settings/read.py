@@ -65,6 +65,11 @@ def text(config: DictConfig, name: str) -> str:
     return value
 
 
+def text_or_none(config: DictConfig, name: str) -> str | None:
+    """The same, or None where the value is null or the setting is not there."""
+    return None if OmegaConf.select(config, name) is None else text(config, name)
+
+
 def texts(config: DictConfig, name: str) -> list[str]:
     """One or more strings, each once; a single one need not be in a list."""
     value = OmegaConf.select(config, name)

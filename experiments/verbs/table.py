@@ -37,6 +37,7 @@ VERBS = {
     "import": Verb("importing", "turn a recording in another format into a trace file; statistics of any trace"),
     "predict": Verb("predict.verb", "recall of the predictors recorded in a trace, and of simple ones"),
     "gap": Verb("gap.verb", "how far every policy is from the optimum, and what each idea could still buy"),
+    "backtest": Verb("backtest.verb", "published speeds of other engines beside what is predicted for them"),
     "record": Verb("record.verb", "run an MoE model of transformers and write its routing as a trace file"),
     "run": Verb("run.verb", "run a model with its experts in host memory, under the same policies, and time it"),
     "report": Verb("report", "one self-contained HTML page from a results folder"),

@@ -23,7 +23,7 @@ class Overheads:
     issue_gap           link idle between two copies issued one after the other
     transfer_latency    activations one way between GPU and CPU, per transfer (two if any CPU unit runs)
     transfer_per_token  the same, per token that some CPU unit needs
-    merge               adding the CPU's result to the GPU's, once if any CPU unit runs
+    merge               adding the CPU's result to the GPU's, once both are there and if any CPU unit runs
     dispatch            the GPU's units wait while those of the CPU are handed over, once if any CPU unit runs
     cpu_launch          added to the first CPU unit of a layer step
     gpu_launch          added to the first GPU unit of a layer step, as those resident at `begin` are launched together,
@@ -48,9 +48,12 @@ class Contention:
     """How many times as long something takes that starts while something else works, besides `CostModel.cpu_contended`.
 
     gpu_beside_copy  a GPU unit while a copy is under way
-    gpu_beside_cpu   a GPU unit while the CPU has units of the layer step left
+    gpu_beside_cpu   a GPU unit while the CPU has units of the layer step left that need not wait for the GPU
     cpu_beside_gpu   a CPU unit while the GPU has units of the layer step left that need not wait for a copy
     dense_beside_copy  a dense part, or what lies outside the layers, while a copy is under way
+
+    A side has units left from begin until its last one has ended: also while it waits for activations, `dispatch` or
+    `late_notice`.  A copy that starts at the same moment as a unit is not yet under way for it; for a dense part it is.
     """
 
     gpu_beside_copy: float = 1.0
@@ -78,8 +81,15 @@ class CostModel:
     dense                 attention, shared experts and router of one MoE layer, on the GPU
     per_step              what lies outside the MoE layers (dense layers, embedding, head), once a step
     contention            what the machines take from each other besides
+    copies_overlap        False: GPU and link take turns, see below
+    parallel              False: the CPU waits for the GPU's units of the layer step, whatever the policy says
 
-    `W` is the largest workload that can be looked up: at least the tokens of the largest step.
+    The CPU computes while one of its units is under way.  `W` is the largest workload that can be looked up: at least
+    the tokens of the largest step.
+
+    **In turn.**  Copies are made from begin to join only.  One starts while no GPU unit is under way and the next one
+    is not resident (or there is none); the merge and the join wait for the copy under way.  So a layer step whose CPU
+    is done first takes as long as its copies and its GPU units together, and no copy is beside a dense part.
     """
 
     cpu: Floats
@@ -91,6 +101,8 @@ class CostModel:
     dense: DenseCost
     per_step: DenseCost
     contention: Contention = Contention()
+    copies_overlap: bool = True
+    parallel: bool = True
 
     def __post_init__(self) -> None:
         for name in ("cpu", "cpu_contended", "gpu"):

@@ -2,87 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from dali.policies.costs.engine import IDEAL, Kernels, ServingEngine
 from dali.policies.costs.model import CostModel, Overheads
+
+# Configurations, saved profiles and results name the class here.
+from dali.policies.costs.model_shape import ModelShape as ModelShape
+from dali.policies.costs.model_shape import require_positive
 from dali.policies.types import Floats, InputError
-
-
-def _require_positive(owner: str, **values: float) -> None:
-    for name, value in values.items():
-        if not isinstance(value, int | float) or not 0 < value < float("inf"):
-            raise InputError(f"{owner}.{name}: found {value!r}, expected a positive number")
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """A mixture-of-experts transformer, as far as time and memory depend on it (`conf/model`).
-
-    layers            MoE layers L
-    experts, top_k    routed experts a layer, and how many a token uses
-    hidden            width of the residual stream
-    expert_width      inner width of one routed expert
-    expert_bits       bits a routed-expert weight takes, scales included
-    dense_bits        bits of every other weight
-    gated             True: gate, up and down projections; False: up and down
-    shared_width      inner width of all shared experts of a layer together (0 = none)
-    attention_params  weights of one layer's attention
-    attention_width   heads x (query-key + value dimension) / 2; arithmetic per token and position = 4 x this
-    kv_bytes          bytes one token adds to one layer's KV cache
-    dense_layers      layers without experts, dense_width their inner width
-    vocabulary        rows of the output head
-    predictor_recall  published recall of the true top-k, one layer ahead, by predictor source
-    """
-
-    name: str
-    layers: int
-    experts: int
-    top_k: int
-    hidden: int
-    expert_width: int
-    expert_bits: float
-    dense_bits: float
-    gated: bool
-    shared_width: int
-    attention_params: int
-    attention_width: int
-    kv_bytes: int
-    dense_layers: int
-    dense_width: int
-    vocabulary: int
-    predictor_recall: dict[str, float]
-
-    def __post_init__(self) -> None:
-        _require_positive(
-            "model",
-            layers=self.layers,
-            experts=self.experts,
-            top_k=self.top_k,
-            hidden=self.hidden,
-            expert_width=self.expert_width,
-            expert_bits=self.expert_bits,
-            dense_bits=self.dense_bits,
-            attention_params=self.attention_params,
-            vocabulary=self.vocabulary,
-        )
-        if self.top_k > self.experts:
-            raise InputError(f"model.top_k: found {self.top_k}, expected at most the {self.experts} experts")
-        for source, recall in self.predictor_recall.items():
-            if not 0 <= recall <= 1:
-                raise InputError(f"model.predictor_recall.{source}: found {recall}, expected a share between 0 and 1")
-
-    @property
-    def expert_params(self) -> int:
-        """Weights of one routed expert."""
-        return (3 if self.gated else 2) * self.hidden * self.expert_width
-
-    def unit_bytes(self, slices: int = 1) -> int:
-        """Bytes of one unit."""
-        if slices < 1 or self.expert_width % slices:
-            raise InputError(f"slices: found {slices}, expected a divisor of expert_width {self.expert_width}")
-        return int(self.expert_params * self.expert_bits / 8) // slices
 
 
 @dataclass(frozen=True)
@@ -92,6 +22,7 @@ class Processor:
     bandwidth_gbs, tflops           data sheet: memory GB/s, and TFLOP/s in the dtype the experts compute in
     bandwidth_share, compute_share  the share of each that real kernels reach
     job_overhead_us                 launching (GPU) or dispatching (CPU) one unit
+    isa                             class of a CPU's vector units (avx2, avx512_bf16, amx, ...); "" = not said
     """
 
     bandwidth_gbs: float
@@ -99,9 +30,10 @@ class Processor:
     bandwidth_share: float
     compute_share: float
     job_overhead_us: float
+    isa: str = ""
 
     def __post_init__(self) -> None:
-        _require_positive(
+        require_positive(
             "processor",
             bandwidth_gbs=self.bandwidth_gbs,
             tflops=self.tflops,
@@ -119,6 +51,10 @@ class Processor:
         """Bytes a second that kernels reach."""
         return self.bandwidth_gbs * 1e9 * self.bandwidth_share
 
+    def times(self, number: float) -> Processor:
+        """As many of it, or such a share, at every job."""
+        return replace(self, bandwidth_gbs=self.bandwidth_gbs * number, tflops=self.tflops * number)
+
     def seconds(self, bytes_moved: Floats | float, operations: Floats | float) -> Floats:
         """Roofline time of one job without its overhead."""
         return np.maximum(
@@ -129,7 +65,13 @@ class Processor:
 
 @dataclass(frozen=True)
 class Platform:
-    """A machine (`conf/platform`): GPU, CPU, the link between them and the fixed costs, in microseconds."""
+    """A machine (`conf/platform`): GPU, CPU, the link between them and the fixed costs, in microseconds.
+
+    gpu             one of `gpus` equal cards; layers are split among them, so that their memory adds up
+                    (gpu_memory_gb is all of it) and one works at a time
+    cpu, cpu_cores  all `sockets` together
+    host_memory_gb  host memory; None = not said
+    """
 
     name: str
     gpu: Processor
@@ -142,10 +84,19 @@ class Platform:
     readback_us: float
     planning_us: float
     merge_us: float
+    gpus: int = 1
+    sockets: int = 1
+    host_memory_gb: float | None = None
 
     def __post_init__(self) -> None:
-        _require_positive(
-            "platform", gpu_memory_gb=self.gpu_memory_gb, cpu_cores=self.cpu_cores, link_gbs=self.link_gbs
+        require_positive(
+            "platform",
+            gpu_memory_gb=self.gpu_memory_gb,
+            cpu_cores=self.cpu_cores,
+            link_gbs=self.link_gbs,
+            gpus=self.gpus,
+            sockets=self.sockets,
+            **({} if self.host_memory_gb is None else {"host_memory_gb": self.host_memory_gb}),
         )
         for name in ("copy_latency_us", "issue_gap_us", "readback_us", "planning_us", "merge_us"):
             if getattr(self, name) < 0:
@@ -162,72 +113,91 @@ def shared_bandwidth(total: float, link: float) -> tuple[float, float]:
 
 
 def roofline(
-    model: ModelShape, platform: Platform, max_tokens: int, slices: int = 1, attention_on: str = "gpu"
+    model: ModelShape,
+    platform: Platform,
+    max_tokens: int,
+    slices: int = 1,
+    attention_on: str = "gpu",
+    engine: ServingEngine = IDEAL,
 ) -> CostModel:
-    """Cost model of `model` on `platform` for workloads of up to `max_tokens` tokens a unit.
+    """Cost model of `model` on `platform` in `engine` for workloads of up to `max_tokens` tokens a unit.
 
     attention_on  "cpu": decode attention reads the KV cache from host memory and runs on the CPU, its
                   projections stay on the GPU (MoE-Lightning, arXiv 2411.11217); steps with several
                   tokens a sequence (prefill) keep it on the GPU
+    engine        what an implementation reaches of the machine, and its own fixed costs
     """
     if attention_on not in ("gpu", "cpu"):
         raise InputError(f"attention_on: found {attention_on!r}, expected gpu or cpu")
     if max_tokens < 1:
         raise InputError(f"max_tokens: found {max_tokens}, expected at least 1")
-    tokens = np.arange(max_tokens + 1, dtype=np.float64)
+    together = platform.gpus if engine.tensor_parallel else 1
+    # `platform.cpu` is that of all sockets together.
+    sockets = (1 + (platform.sockets - 1) * engine.further_sockets) / platform.sockets
+    gpu, cpu = platform.gpu.times(together), platform.cpu.times(sockets)
     unit_bytes = model.unit_bytes(slices)
     activation_bytes = 2.0 * model.hidden
-    moved = unit_bytes + 2 * tokens * activation_bytes
-    operations = 2.0 * tokens * model.expert_params / slices
+    link = min(platform.link_gbs * engine.link_share, engine.copy_gbs or np.inf) * 1e9 * together
+    cpu_left, link_left = shared_bandwidth(cpu.bandwidth, link)
+    latency = _or(engine.copy_us, platform.copy_latency_us)
+    handover = _or(engine.handover_us, platform.copy_latency_us)
+    launched = engine.launches * engine.launch_us * 1e-6
+    adding = 2 * engine.allreduce_us * 1e-6 if together > 1 else 0.0
+    job = 0.0 if engine.launches else gpu.job_overhead_us * 1e-6
 
-    def table(processor: Processor, slowdown: float = 1.0) -> Floats:
-        memory = processor.seconds(moved, 0.0) * slowdown
-        times = np.maximum(memory, processor.seconds(0.0, operations)) + processor.job_overhead_us * 1e-6
+    def table(processor: Processor, kernels: Kernels, own: float | None, slowdown: float = 1.0) -> Floats:
+        tokens = np.arange(max_tokens + 1, dtype=np.float64)
+        reached, arithmetic = kernels.reach(model.expert_format, processor.isa)
+        memory = processor.seconds(unit_bytes + 2 * tokens * activation_bytes, 0.0) * (slowdown / reached)
+        operations = processor.seconds(0.0, 2.0 * tokens * model.expert_params / slices) / arithmetic
+        times = (np.maximum(memory, operations) if kernels.overlap else memory + operations) + _or(
+            own, processor.job_overhead_us
+        )
         times[0] = 0.0
         return times
 
-    link = platform.link_gbs * 1e9
-    cpu_left, link_left = shared_bandwidth(platform.cpu.bandwidth, link)
-    latency = platform.copy_latency_us * 1e-6
-    layer_params = model.attention_params + 3 * model.hidden * model.shared_width + model.hidden * model.experts
-    outside_params = (
-        model.dense_layers * (model.attention_params + 3 * model.hidden * model.dense_width)
-        + model.vocabulary * model.hidden
-    )
-
-    def on_gpu(params: int, layers: int, tokens: int, sequences: int, context: float) -> float:
-        attended = sequences * context
-        read = params * model.dense_bits / 8
-        work = 2.0 * tokens * params
-        cache = layers * attended * model.kv_bytes
-        products = layers * 4.0 * model.attention_width * tokens * context
+    def on_gpu(weights: float, params: float, layers: int, tokens: int, sequences: int, context: float) -> float:
+        reached, arithmetic = engine.dense.reach(model.dense_format)
+        read, work = weights / reached, 2.0 * tokens * params / arithmetic
+        cache = layers * sequences * model.attention_bytes(context, engine.sparse_attention)
+        products = layers * 4.0 * model.attention_width * tokens * model.attended(context, engine.sparse_attention)
         if attention_on == "cpu" and tokens == sequences:
             crossing = layers * (2 * latency + 2 * tokens * activation_bytes / link)
-            attention = float(platform.cpu.seconds(cache, products)) + platform.cpu.job_overhead_us * 1e-6 + crossing
+            attention = float(cpu.seconds(cache, products)) + cpu.job_overhead_us * 1e-6 + crossing
         else:
-            read, work, attention = read + cache, work + products, 0.0
-        return float(platform.gpu.seconds(read, work)) + platform.gpu.job_overhead_us * 1e-6 + attention
+            read, work, attention = read + cache / engine.attention, work + products / engine.attention, 0.0
+        return float(gpu.seconds(read, work)) + attention
 
     def dense(tokens: int, sequences: int, context: float) -> float:
-        return on_gpu(layer_params, 1, tokens, sequences, context)
+        layer = on_gpu(model.layer_bytes, model.layer_params, 1, tokens, sequences, context)
+        return max(layer + job, launched) + adding
 
     def per_step(tokens: int, sequences: int, context: float) -> float:
-        return on_gpu(outside_params, model.dense_layers, tokens, sequences, context)
+        outside = on_gpu(model.outside_bytes, model.outside_params, model.dense_layers, tokens, sequences, context)
+        return max(outside + job, launched * model.dense_layers) + adding * model.dense_layers + engine.step_us * 1e-6
 
     return CostModel(
-        cpu=table(platform.cpu),
-        cpu_contended=table(platform.cpu, slowdown=platform.cpu.bandwidth / cpu_left),
-        gpu=table(platform.gpu),
+        cpu=table(cpu, engine.cpu, None if engine.cpu_start_us is None else 0.0),
+        cpu_contended=table(cpu, engine.cpu, None if engine.cpu_start_us is None else 0.0, cpu.bandwidth / cpu_left),
+        gpu=table(gpu, engine.gpu, engine.unit_us),
         copy=np.full(model.layers, unit_bytes / link + latency),
         copy_contended=np.full(model.layers, unit_bytes / link_left + latency),
         overheads=Overheads(
-            readback=platform.readback_us * 1e-6,
-            planning=platform.planning_us * 1e-6,
+            readback=_or(engine.readback_us, platform.readback_us),
+            planning=_or(engine.planning_us, platform.planning_us),
             issue_gap=platform.issue_gap_us * 1e-6,
-            transfer_latency=latency,
+            transfer_latency=handover,
             transfer_per_token=activation_bytes / link,
-            merge=platform.merge_us * 1e-6,
+            merge=_or(engine.merge_us, platform.merge_us),
+            cpu_launch=_or(engine.cpu_start_us, 0.0),
         ),
         dense=dense,
         per_step=per_step,
+        copies_overlap=engine.copies_overlap,
+        parallel=engine.parallel,
     )
+
+
+def _or(own: float | None, other: float) -> float:
+    """Microseconds of an engine's own, or of the platform, in seconds."""
+    return (other if own is None else own) * 1e-6

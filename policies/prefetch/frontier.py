@@ -103,14 +103,15 @@ def rank_savings(
     copy: Floats,
     issue_gap: float,
     between: float,
-    joining: float,
+    crossing: float,
+    merge: float,
     believed: Bools,
     pairs: Ints,
 ) -> int:
     """Rule of `SavingPrefetch`: writes up to `len(pairs)` of (layer, unit) to `pairs`, returns how many.
 
     `trust` [H] and `believed` [H, L * U] are brought up to date first.  `between` are the seconds from a layer step's
-    join to the next one's begin, `joining` those that any CPU unit adds to a layer step.
+    join to the next one's begin; any CPU unit adds `crossing` to the CPU's side, and `merge` after both.
 
     Times count from now, the begin of `layer`: `start` is the begin of the layer looked at, `link` when the link
     is free for a next hint.
@@ -119,10 +120,10 @@ def rank_savings(
     judge(believed, layer, workload, trust)
     remember(predicted, layer, units, believed)
     idle, contended, on_gpu, link = running_step(raw, workload, cpu, cpu_contended, gpu, copy[layer], issue_gap)
-    step_time = max(on_gpu, contended + joining)
+    cpu_side = contended + crossing if contended > 0 else 0.0
     # A second of copying beside the CPU jobs makes them this much longer; it matters where the CPU is awaited.
-    slowing = 1.0 - idle / contended if contended + joining >= on_gpu and contended > 0 else 0.0
-    start = step_time + between
+    slowing = 1.0 - idle / contended if cpu_side >= on_gpu and contended > 0 else 0.0
+    start = max(on_gpu, cpu_side) + (merge if contended > 0 else 0.0) + between
     ids = np.empty(units, np.int32)
     times = np.empty(units, np.float64)
     written = 0
@@ -145,23 +146,24 @@ def rank_savings(
         if n == 0:
             start += gpu_total + between
             continue
-        cpu_total += joining
+        cpu_total += crossing
         slowest = times[:n].max()
         if row > 0 and max(copy[target], gpu_total) + gpu[1] < cpu_total - slowest and link + copy[target] > start:
             break  # the link is behind, and nothing that is late pays in a layer with copies of its own
         sort_descending(ids[:n], times[:n])
         copies = demand_copies(times[:n], cpu_total, gpu_total, copy[target], gpu[1])
         if copies == 0:
-            cpu_total = idle_total + joining
-        layer_time = max(gpu_total, cpu_total - times[:copies].sum())
+            cpu_total = idle_total + crossing
+        layer_time = max(gpu_total, cpu_total - times[:copies].sum()) + merge
 
         hinted = 0
         for i in range(n):
             w = min(int(np.ceil(predicted[row, ids[i]])), cpu.size - 1)
             seconds = times[i] if copies > 0 else cpu[w]
-            rest = cpu_total - seconds - (joining if i == n - 1 else 0.0)
+            last = i == n - 1
+            rest = cpu_total - seconds - (crossing if last else 0.0)
             landing = link + copy[target]
-            saved = max(cpu_total, gpu_total) - max(rest, gpu_total + gpu[w])
+            saved = max(cpu_total, gpu_total) - max(rest, gpu_total + gpu[w]) + (merge if last else 0.0)
             deadline = start + max(gpu_total, rest - gpu[w])
             if copies > 0:
                 # CPU and link work the absent units off together, a unit in 1 / (1 / cpu + 1 / copy).
@@ -240,7 +242,8 @@ class SavingPrefetch:
             cost.copy_contended,
             overheads.issue_gap,
             self._time_between(view),
-            2 * overheads.transfer_latency + overheads.merge,
+            2 * overheads.transfer_latency,
+            overheads.merge,
             self._believed,
             self._pairs,
         )

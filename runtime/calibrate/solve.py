@@ -181,10 +181,9 @@ class Solver:
     def _expected_both(self, over: Mapping[str, float], beside: Mapping[str, float], curves: Curves) -> float:
         """What the simulator says of the layer step with both sides, each slowed by the other throughout."""
         cpu, gpu = (self._both * self._slices * curves[where]["seconds"][0] for where in (CPU, GPU))
-        crossing = 2 * over["transfer_latency"] + over["merge"]
-        cpu_side = crossing + over["cpu_launch"] + cpu * beside["cpu_beside_gpu"]
+        cpu_side = 2 * over["transfer_latency"] + over["cpu_launch"] + cpu * beside["cpu_beside_gpu"]
         gpu_side = over["dispatch"] + over["gpu_launch"] + gpu * beside["gpu_beside_cpu"]
-        return float(over["readback"] + over["planning"] + max(cpu_side, gpu_side))
+        return float(over["readback"] + over["planning"] + max(cpu_side, gpu_side) + over["merge"])
 
 
 def _scaled(curve: Mapping[str, Any], factors: Sequence[float]) -> dict[str, Any]:

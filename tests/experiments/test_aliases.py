@@ -19,6 +19,7 @@ from dali.policies.planner import Policy
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 # Every `_target_` of its conf, and that of a profile of `dali calibrate`.
 OLD = {
+    "dali.policies.costs.roofline": ["ModelShape"],
     "experiments.calibrate_profile": ["load"],
     "experiments.sweep_points": ["Collection", "Experiment"],
     "policies.assignment": ["AllCPU", "AllGPU", "Greedy", "HybriMoE", "LayerSplit", "Threshold"],

@@ -135,7 +135,7 @@ def test_help_lists_verbs_and_settings(capsys):
 def test_what_a_report_shows_stands_beside_the_verb():
     """Verbs that leave a results folder, found by the table alone."""
     shown = {name: verb.shown for name, verb in VERBS.items() if verb.shown is not None}
-    assert set(shown) == {"compare", "gap", "predict", "run", "calibrate", "validate", "sweep"}
+    assert set(shown) == {"compare", "gap", "backtest", "predict", "run", "calibrate", "validate", "sweep"}
     assert all(callable(import_module(module).contents) for module in shown.values())
 
 

@@ -16,7 +16,7 @@ OPTIONS = sorted((path.parent.name, path.stem) for path in FOLDER.glob("*/*.yaml
 MADE = [
     (group, name)
     for group, name in OPTIONS
-    if group not in ("policy", "workload", "trace", "experiment") and name != "file"
+    if group not in ("policy", "workload", "trace", "experiment") and name not in ("file", "parts")
 ]
 NEED_AN_ARGUMENT = ("import", "record", "report", "calibrate", "validate")
 

@@ -109,6 +109,9 @@ def test_short_forms():
     assert spelled_out("compare", "trace=tiny_moe") == ["trace=tiny_moe"]
     assert spelled_out("run", "model=mixtral_8x7b") == ["model=mixtral_8x7b", "checkpoint=null"]
     assert spelled_out("run", "model=some/hub") == ["checkpoint='some/hub'"]
+    assert spelled_out("compare", "gpu=rtx_5080") == ["platform=parts", "platform.gpu=rtx_5080"]
+    assert spelled_out("sweep", "host_gbs=62.5") == ["platform=parts", "platform.host_gbs=62.5"]
+    assert spelled_out("run", "gpu=rtx_5080") == ["gpu=rtx_5080"]
     assert spelled_out("run", "policy=dali cache.w_size=8") == ["policies=['dali cache.w_size=8']"]
 
 

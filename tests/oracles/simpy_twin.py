@@ -6,8 +6,8 @@ one run, so that the speed of the simulator is stated against a model of the sam
 
 GPU, CPU and link are a process each, the forward pass is a fourth one.  Jobs wait in FIFO stores; a unit's
 landing is an event that its GPU job waits for.  At one moment of time a landing comes before everything
-else and the link asks the planner for a copy after everything else, so that a CPU job which could start
-then is first.  Needs simpy, which only the tests and the benchmark install.
+else and the link asks the planner for a copy after the units that could start then; only a dense part is
+after that.  Needs simpy, which only the tests and the benchmark install.
 """
 
 from __future__ import annotations
@@ -91,6 +91,8 @@ class _Machines:
         ] = []  # units of the GPU jobs of the layer step that have not started, the next one last
         self.cpu_until = self.gpu_until = 0.0  # the end of the job under way
         self.landings: dict[tuple[int, int], simpy.Event] = {}  # of units that GPU jobs wait for
+        self.in_layer = False  # between a begin and the moment at which both sides are done
+        self.arrival = self.env.event()  # the end of the copy under way
         self.past = self.env.event().succeed()  # for what need not be waited for
         self.news = self.env.event()  # something happened after which the planner may have a copy
         self.outcome = TwinOutcome()
@@ -106,11 +108,15 @@ class _Machines:
     def _link(self) -> Process:
         while True:
             yield Ranked(self.env, 0.0, LAST)
-            copy = self.planner.next_copy()
+            copy = self.planner.next_copy() if self._may_copy() else None
             if copy is None:
                 yield self.news
             else:
                 yield from self._carry(copy)
+
+    def _may_copy(self) -> bool:
+        """Whether it is the link's turn, where GPU and link take turns."""
+        return self.charged.copies_overlap or (self.in_layer and not self._gpu_works())
 
     def _carry(self, copy: Copy) -> Process:
         times = self.charged.copy_contended if self.computing else self.charged.copy
@@ -118,10 +124,11 @@ class _Machines:
         self.outcome.copies[copy.kind] += 1
         self.outcome.bytes[copy.kind] += int(self.planner.shape.unit_bytes[copy.layer])
         self.outcome.busy["link"] += time
-        self.copying = True
+        self.copying, self.arrival = True, self.env.event()
         yield Ranked(self.env, time, FIRST)
         self.copying = False
         self.planner.landed(copy)
+        self.arrival.succeed()
         landing = self.landings.pop((copy.layer, copy.unit), None)
         if landing is not None:
             landing.succeed(self.env.now)
@@ -167,6 +174,7 @@ class _Machines:
             job.done.succeed()
 
     def _gpu_works(self) -> bool:
+        """Whether a unit is under way, or the next one need not wait for a copy."""
         view = self.planner.view
         resident = bool(self.gpu_left) and view.status[view.layer, self.gpu_left[-1]] == Status.RESIDENT
         return self.gpu_until > self.env.now or resident
@@ -201,14 +209,20 @@ class _Machines:
         router_done = env.now
         yield env.timeout(overheads.readback + overheads.planning)
         plan = self.planner.begin(step.layer_step(layer))
+        self.in_layer = True
         self._tell_link()
         workload = step.workload[layer]
-        self.cpu_left = plan.cpu.size if plan.overlap else 0
+        self.cpu_left = plan.cpu.size if plan.overlap and self.charged.parallel else 0
         gpu_done = self._submit_gpu(layer, plan, workload)
-        if not plan.overlap:
+        if not (plan.overlap and self.charged.parallel):
             yield gpu_done
         cpu_side = env.process(self._cpu_side(plan, workload, step.tokens))
         yield gpu_done & cpu_side
+        self.in_layer = False
+        if self.copying and not self.charged.copies_overlap:
+            yield self.arrival
+        if plan.cpu.size:
+            yield env.timeout(overheads.merge)
         self.outcome.moe_time += env.now - router_done
         self.planner.end()
         self._tell_link()
@@ -223,7 +237,6 @@ class _Machines:
         handed_over = self.past
         if plan.cpu.size and plan.gpu.size:
             handed_over = self.env.timeout(overheads.dispatch)
-            self.gpu_until = self.env.now + overheads.dispatch
         done = self.past
         for place, unit in enumerate(plan.gpu.tolist()):
             landing = self.landings.get((layer, unit))
@@ -233,7 +246,7 @@ class _Machines:
         return done
 
     def _cpu_side(self, plan: LayerPlan, workload: Ints, tokens: int) -> Process:
-        """Activations to the CPU, its jobs, results back and merged."""
+        """Activations to the CPU, its jobs, results back."""
         if plan.cpu.size == 0:
             return
         overheads = self.charged.overheads
@@ -248,4 +261,3 @@ class _Machines:
             self.cpu_jobs.put(Job(unit, int(workload[unit]), launch, self.past, done))
         yield done
         yield self.env.timeout(transfer)
-        yield self.env.timeout(overheads.merge)

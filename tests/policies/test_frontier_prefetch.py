@@ -115,14 +115,24 @@ def test_resident_and_unpredicted_units_are_not_hinted_at():
 
 
 def test_what_joining_costs_is_saved_with_the_last_unit():
-    # Unit 0: 1 s on the CPU, and 2 * 0.2 + 0.1 for its activations and the merge.  GPU: unit 1 resident, 1.2 s each.
-    # max(1.5, 1.2) -> max(0, 2.4) saves nothing; with a GPU job of 0.7 s max(1.5, 0.7) -> 1.4 does, which without
-    # joining, max(1, 0.7) -> 1.4, would not.
+    # Unit 0: 1 s on the CPU and 2 * 0.2 for its activations; then both sides are merged, 0.1.  GPU: unit 1 resident,
+    # 1.2 s each.  max(1.4, 1.2) + 0.1 -> max(0, 2.4) saves nothing; with a GPU job of 0.7 s max(1.4, 0.7) + 0.1 -> 1.4
+    # does, which without joining, max(1, 0.7) -> 1.4, would not.
     more = {"transfer_latency": 0.2, "merge": 0.1}
     case = ([9, 0], [[1, 1]], [(1, 1)])
     assert hints(one(), *case, gpu=1.2, **more) == []
     assert hints(one(), *case, gpu=0.7, **more) == [(1, 0)]
     assert hints(one(), *case, gpu=0.7) == []
+    # Where the GPU takes longest the merge is still saved: max(1, 3) + 3.5 -> 6, but not max(1, 3) + 2.5 -> 6.
+    assert hints(one(), *case, gpu=3.0, merge=3.5) == [(1, 0)]
+    assert hints(one(), *case, gpu=3.0, merge=2.5) == []
+
+
+def test_the_merge_of_the_running_layer_step_is_time_for_a_copy():
+    # Layer 0: 1 s on the CPU and 1.1 s to merge; the copy of 2 s lands at 2, before layer 1 begins at 2.1.
+    assert hints(one(), [1, 0], [[1, 0]], merge=1.1) == [(1, 0)]
+    # The GPU has its units done at 0.5, and nothing is merged: layer 1 begins then.
+    assert hints(one(), [0, 1], [[1, 0]], resident=[(0, 1)], on_gpu=[1], gpu=0.5, merge=1.6) == []
 
 
 # ---- whether it is in time -------------------------------------------------------------------------

@@ -92,6 +92,8 @@ def test_overheads_of_the_cpu_part_and_contention():
     # Whole on the CPU, nothing is copied; activations cross twice (0.5 + 1 token * 0.25) and are merged (1).
     over = {"transfer_latency": 0.5, "transfer_per_token": 0.25, "merge": 1.0}
     assert expected_seconds(costs(8, 1, 8, contended=2, **over), *ONE_ABSENT, slices=1) == 8 + 2 * 0.75 + 1
+    # Quarters on both sides, CPU 4 and GPU 4.25: the merge follows the longer one.
+    assert expected_seconds(costs(2, 0.25, 2, merge=1.0), *ONE_ABSENT, slices=4) == 4.25 + 1
     # The resident expert alone: GPU 1, and nothing crosses.
     resident = (np.array([[0, 1]], np.int32), np.array([[False, True]]), 1)
     assert expected_seconds(costs(8, 1, 8, **over), *resident, slices=1) == 1

@@ -148,12 +148,19 @@ def test_rows_of_a_layer_step():
     assert rows(5, 4, 3) == 20
 
 
-def test_overheads_add_up_to_what_shots_took():
+@pytest.mark.parametrize(
+    ("begins", "dispatch", "longest"),
+    [
+        (70, 20, 36 + 8 + 2 * 30),  # the CPU: there and back, launch, two units beside the GPU
+        (270, 220, 220 + 6 + 2 * 10),  # the GPU
+    ],
+)
+def test_overheads_add_up_to_what_shots_took(begins, dispatch, longest):
     """Made-up layer steps, in microseconds.
 
     GPU: 100 besides its span of 6 + 10 a unit (15 of four tokens).  CPU: 140 besides 8 + 20 a unit (25).  Copies of
     28, 30 apart, and 150 besides them.  Beside copies CPU units take 1.5 times as long, GPU units 1.2 times.  With both
-    sides the GPU begins at 70 in place of 50.
+    sides the GPU begins at `begins` in place of 50.
     """
     samples = Samples()
     levels, by_tokens = {GPU: (1, 2, 4), CPU: (1, 2, 4), COPY: (1, 2, 3)}, {GPU: {1: 4, 4: 2}, CPU: {1: 4, 4: 2}}
@@ -181,7 +188,7 @@ def test_overheads_add_up_to_what_shots_took():
     shot(f"{CPU} contended 1", 140, cpu=1.5 * 88)
     shot(f"{CPU} contended 4", 140, cpu=1.5 * 58)
     shot(f"{GPU} contended 1", 100, gpu=1.2 * 46)
-    shot("both", 90, cpu=72, gpu=13, launch=70)
+    shot("both", 90, cpu=72, gpu=13, launch=begins)
     for name, value in (("readback", 1e-6), ("launch", 1e-6), ("merge", 4e-6), ("per_token", 1e-9)):
         samples.add(name, value)
     for batch, alone, beside in ((1, 200, 250), (2, 300, 390), (4, 400, 600)):
@@ -194,7 +201,7 @@ def test_overheads_add_up_to_what_shots_took():
     assert over["merge"] == pytest.approx(4)
     assert over["transfer_latency"] == pytest.approx((40 - 4) / 2)
     assert over["issue_gap"] == pytest.approx(2)
-    assert over["dispatch"] == pytest.approx(20)
+    assert over["dispatch"] == pytest.approx(dispatch)
     assert (over["gpu_launch"], over["cpu_launch"]) == pytest.approx((6, 8))
     # 150 besides the copies: 100 that every layer step has, 6 + 10 for the unit itself.
     assert over["late_notice"] == pytest.approx(34)
@@ -205,8 +212,8 @@ def test_overheads_add_up_to_what_shots_took():
     assert solved.contention == pytest.approx(
         {"gpu_beside_copy": 1.2, "gpu_beside_cpu": 1, "cpu_beside_gpu": 1.5, "dense_beside_copy": 1.3}
     )
-    # 100, then the CPU: 40 there and back, 8 and two units of 30; it took 72 + 13 + 90.
-    assert solved.parts["both_beyond_model"] == pytest.approx((175 - 208) * 1e-6)
+    # 100, the longer side, 4 to merge; it took 72 + 13 + 90.
+    assert solved.parts["both_beyond_model"] == pytest.approx((175 - (100 + longest + 4)) * 1e-6)
 
 
 def test_points_of_a_plan(probe):

@@ -78,6 +78,8 @@ def draw_costs(rng: np.random.Generator, layers: int, tokens: int) -> CostModel:
         dense=lambda tokens, sequences, context: dense,
         per_step=lambda tokens, sequences, context: per_step,
         contention=Contention(*rng.integers(1, 3, 4).astype(float)),
+        copies_overlap=bool(rng.random() < 0.7),
+        parallel=bool(rng.random() < 0.8),
     )
 
 

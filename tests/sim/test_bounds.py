@@ -226,6 +226,17 @@ def test_cpu_only_by_hand() -> None:
     assert bound.relaxations["serial"] == pytest.approx(2 * 8 + 7)
 
 
+@pytest.mark.parametrize(("most_splits", "least"), [(512, 5.0), (0, 27 / 7)])
+def test_the_merge_follows_both_sides_by_hand(monkeypatch: Any, most_splits: int, least: float) -> None:
+    # Two units, CPU 4, GPU 3, merge 1.  Whole: one on each side, max(4, 3) + 1, against 6 on the GPU alone and 8 + 1.
+    # In fractions, x of both on the CPU: max(8 x, 6 - 6 x) + x is least at x = 3 / 7.
+    monkeypatch.setattr("dali.sim.relaxation.MOST_SPLITS", most_splits)
+    charged = replace(bare(1, 1, 1, cpu=[0, 4], cpu_contended=[0, 4], gpu=[0, 3]), overheads=Overheads(merge=1))
+    with np.errstate(divide="ignore"):
+        bound = lower_bound(counted([[[1, 1]]], 1), 4, charged, ROUNDS)
+    assert bound.seconds == pytest.approx(least, rel=1e-9)
+
+
 @settings(max_examples=15)
 @given(seed=SEEDS)
 def test_the_best_split_attains_the_floor(seed: int) -> None:

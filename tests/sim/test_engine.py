@@ -17,7 +17,7 @@ from dali.policies.assign.hybrimoe import HybriMoE
 from dali.policies.cache.base import Cache
 from dali.policies.cache.fixed import Static
 from dali.policies.cache.workload import WorkloadAware
-from dali.policies.columns import DENSE, LANE_LINK, LANES, METRICS
+from dali.policies.columns import DENSE, LANE_GPU, LANE_LINK, LANES, METRICS
 from dali.policies.core.state import NONE
 from dali.policies.costs.model import Contention, CostModel, Overheads
 from dali.policies.planner import Planner, Policy
@@ -26,7 +26,7 @@ from dali.policies.prefetch.simple import NoPrefetch
 from dali.policies.types import Bools, Capacity, CopyKind, InputError, Ints, Shape
 from dali.policies.view import AssignmentPolicy, LayerView, PrefetchPolicy
 from dali.sim.engine import Engine, Simulation
-from dali.sim.timeline import check_exclusive
+from dali.sim.timeline import Spans, check_exclusive
 from dali.traces.metadata import Metadata
 from dali.traces.trace import Trace
 from dali.traces.workload import Workload
@@ -65,6 +65,16 @@ COSTS = CostModel(
     overheads=Overheads(readback=1, planning=2, issue_gap=1, transfer_latency=1, transfer_per_token=0.5, merge=2),
     dense=lambda tokens, sequences, context: 5.0,
     per_step=lambda tokens, sequences, context: 7.0,
+)
+
+
+QUICK = replace(COSTS, dense=lambda tokens, sequences, context: 3.0)
+ONE_LAYER = replace(
+    COSTS,
+    copy=COSTS.copy[:1],
+    copy_contended=COSTS.copy_contended[:1],
+    overheads=Overheads(),
+    per_step=lambda tokens, sequences, context: 0.0,
 )
 
 
@@ -119,41 +129,41 @@ def two_layers(overlap: bool) -> tuple[Planner, Workload]:
 
 
 def test_timeline_by_hand() -> None:
-    # Layer 0.  Dense 0-5, read-back and planning to 8: begin.
-    #   GPU   unit 0 at once: 8 + 3 = 11.  Unit 1 when it has landed.
-    #   Link  unit 1 at 8, the CPU being idle: 8 + 10 = 18; a gap of 1; unit 2 at 19, the CPU at work (till 22):
-    #         19 + 14 = 33; gap till 34.  The hint would leave one staging slot free besides itself while unit 2
+    # Layer 0.  Dense 0-3, read-back and planning to 6: begin.
+    #   GPU   unit 0 at once: 6 + 3 = 9.  Unit 1 when it has landed.
+    #   Link  unit 1 at 6, the CPU being idle: 6 + 10 = 16; a gap of 1; unit 2 at 17, the CPU at work (till 20):
+    #         17 + 14 = 31; gap till 32.  The hint would leave one staging slot free besides itself while unit 2
     #         holds one, and two are kept: it waits.
-    #   GPU   unit 1: 18-20, unit 2: 33-35.
-    #   CPU   activations cross in 1 + 2 * 0.5 = 2: unit 3 starts at 10 while a copy runs: 10 + 12 = 22; back at 24,
-    #         merged at 26.
-    #   Join  max(35, 26) = 35.  Now unit 2's slot is free: the hint goes out at 35, CPU idle: 35 + 10 = 45.
-    # Layer 1.  Dense 35-40, begin at 43.
-    #   GPU   unit 0: 43-45.  Unit 2 lands at 45: 45-48.
-    #   CPU   2 tokens cross in 2: unit 1 at 45, the moment the copy lands, so it is alone: 45 + 4 = 49; unit 3: 49-53;
-    #         back at 55, merged at 57 = join.
-    # What lies outside the layers: 57 + 7 = 64.
+    #   GPU   unit 1: 16-18, unit 2: 31-33.
+    #   CPU   activations cross in 1 + 2 * 0.5 = 2: unit 3 starts at 8 while a copy runs: 8 + 12 = 20; back at 22.
+    #   Link  at 33 unit 2's slot is free: the hint goes out, CPU idle: 33 + 10 = 43.
+    #   Join  both sides are there at max(33, 22) = 33, merged at 35.
+    # Layer 1.  Dense 35-38, begin at 41.
+    #   GPU   unit 0: 41-43.  Unit 2 lands at 43: 43-46.
+    #   CPU   2 tokens cross in 2: unit 1 at 43, the moment the copy lands, so it is alone: 43 + 4 = 47; unit 3: 47-51;
+    #         back at 53, merged at 55 = join.
+    # What lies outside the layers: 55 + 7 = 62.
     planner, workload = two_layers(overlap=True)
-    found = run(planner, COSTS, workload)
+    found = run(planner, QUICK, workload)
     assert timeline(found) == [
-        ("GPU", 0, DENSE, 0, 5),
-        ("GPU", 0, 0, 8, 11),
-        ("GPU", 0, 1, 18, 20),
-        ("GPU", 0, 2, 33, 35),
-        ("GPU", 1, DENSE, 35, 40),
-        ("GPU", 1, 0, 43, 45),
-        ("GPU", 1, 2, 45, 48),
-        ("CPU", 0, 3, 10, 22),
-        ("CPU", 1, 1, 45, 49),
-        ("CPU", 1, 3, 49, 53),
-        ("demand copies", 0, 1, 8, 18),
-        ("demand copies", 0, 2, 19, 33),
-        ("prefetches", 1, 2, 35, 45),
+        ("GPU", 0, DENSE, 0, 3),
+        ("GPU", 0, 0, 6, 9),
+        ("GPU", 0, 1, 16, 18),
+        ("GPU", 0, 2, 31, 33),
+        ("GPU", 1, DENSE, 35, 38),
+        ("GPU", 1, 0, 41, 43),
+        ("GPU", 1, 2, 43, 46),
+        ("CPU", 0, 3, 8, 20),
+        ("CPU", 1, 1, 43, 47),
+        ("CPU", 1, 3, 47, 51),
+        ("demand copies", 0, 1, 6, 16),
+        ("demand copies", 0, 2, 17, 31),
+        ("prefetches", 1, 2, 33, 43),
     ]
     assert {name: found.total(name) for name in METRICS} == pytest.approx(
         {
-            "moe_time": (35 - 5) + (57 - 40),
-            "gpu_busy": 5 + 3 + 2 + 2 + 5 + 2 + 3 + 7,
+            "moe_time": (35 - 3) + (55 - 38),
+            "gpu_busy": 3 + 3 + 2 + 2 + 3 + 2 + 3 + 7,  # merges are no units
             "cpu_busy": 12 + 4 + 4,
             "link_demand": 10 + 14,
             "link_prefetch": 10,
@@ -166,7 +176,7 @@ def test_timeline_by_hand() -> None:
             "copies_swap": 0,
             "lookups": 4 + 4,
             "hits": 1 + 1,
-            "late": 1,  # unit 2 of layer 1, under way at 43
+            "late": 1,  # unit 2 of layer 1, under way at 41
             "staged": 1,  # the same
             "gpu_units": 3 + 2,
             "cpu_units": 1 + 2,
@@ -174,16 +184,16 @@ def test_timeline_by_hand() -> None:
             "imbalance": (27 - 12) / 27 + (8 - 5) / 8,
         }
     )
-    assert (found.columns["start"].tolist(), found.columns["end"].tolist()) == ([0], [64])
+    assert (found.columns["start"].tolist(), found.columns["end"].tolist()) == ([0], [62])
     resident = {(layer, unit) for lane, _, layer, unit, _, hit in found.spans.what.tolist() if hit}
     assert resident == {(0, 0), (1, 0), (1, 2)}
 
 
 def test_planner_is_told_in_order_of_time() -> None:
-    # Keys are 4 * layer + unit.  Of the timeline above: unit 0 is computed at 11, before unit 1 lands at 18; key 6
-    # lands at 45, when key 4 is computed: the landing is first.
+    # Keys are 4 * layer + unit.  Of the timeline above: unit 0 is computed at 9, before unit 1 lands at 16; the hint
+    # goes out while the results are merged; key 6 lands at 43, when key 4 is computed: the landing is first.
     planner, workload = two_layers(overlap=True)
-    run(planner, COSTS, workload)
+    run(planner, QUICK, workload)
     assert planner.log is not None
     told = [entry[: 3 if entry[0] == "next_copy" else 2] for entry in planner.log if entry[:2] != ("next_copy", NONE)]
     assert [entry for entry in told if entry[0] != "begin"] == [
@@ -194,8 +204,8 @@ def test_planner_is_told_in_order_of_time() -> None:
         ("computed", 1),
         ("landed", 2),
         ("computed", 2),
-        ("end",),
         ("next_copy", CopyKind.PREFETCH, 6),
+        ("end",),
         ("landed", 6),
         ("computed", 4),
         ("computed", 6),
@@ -236,12 +246,9 @@ def test_launches_and_contention() -> None:
     # for the CPU's to be handed over: unit 0 beside copy and CPU 3 x 2 x 3 + launch 1, 7-26; unit 1 alone, 26-28; 2,
     # which was not there at the beginning, is noticed at 19 + 10 and launched alone, 2 + 1, 29-32.
     charged = replace(
-        COSTS,
-        copy=COSTS.copy[:1],
-        copy_contended=COSTS.copy_contended[:1],
+        ONE_LAYER,
         overheads=Overheads(dispatch=2, cpu_launch=3, gpu_launch=1, late_notice=10),
         contention=Contention(gpu_beside_copy=2, gpu_beside_cpu=3, cpu_beside_gpu=1.5),
-        per_step=lambda *_: 0.0,
     )
     workload = counted([[[2, 1, 1, 1]]], 2)
     script = Scripted([{0, 1, 2}], [[]])
@@ -267,6 +274,196 @@ def test_a_copy_slows_the_dense_part(hints: list[tuple[int, int]]) -> None:
     found = run(make_planner(workload, script, script, Static(), 2, charged), charged, workload)
     assert [row[3:] for row in timeline(found) if row[2] == DENSE] == [(0, 5), (7, 22 if hints else 12)]
     assert found.columns["end"].tolist() == [31 if hints else 21]
+
+
+@pytest.mark.parametrize(
+    ("units", "dense", "swap", "end"),
+    [
+        ((1, 0), [(0, 1), (3, 6)], (3, 8), 11),  # the dense part of layer 1 takes 3 x 1 beside layer 0's swap
+        ((0, 1), [(0, 1), (3, 4)], (6, 11), 15),  # what lies outside takes 3 x 3 beside layer 1's swap
+    ],
+)
+def test_a_copy_is_before_a_dense_part_that_starts_with_it(
+    units: tuple[int, int], dense: list[Any], swap: tuple[int, int], end: float
+) -> None:
+    # Two layers of two units, dense 1, CPU 2.  A layer that uses unit 1 exchanges it for unit 0 as soon as it is
+    # joined, the moment at which the next dense part starts, or what lies outside the layers.
+    charged = replace(
+        COSTS,
+        cpu=np.array([0.0, 2]),
+        cpu_contended=np.array([0.0, 2]),
+        gpu=np.array([0.0, 2]),
+        copy=np.array([5.0, 5]),
+        copy_contended=np.array([5.0, 5]),
+        overheads=Overheads(),
+        dense=lambda tokens, sequences, context: 1.0,
+        per_step=lambda tokens, sequences, context: 3.0,
+        contention=Contention(dense_beside_copy=3),
+    )
+    cache = WorkloadAware("layer", "popular", w_size=1, u_size=1)
+    workload = counted([[[unit == 0, unit == 1] for unit in units]], 1)
+    found = run(make_planner(workload, AllCPU(), NoPrefetch(), cache, 2, charged), charged, workload)
+    assert [row[3:] for row in timeline(found) if row[2] == DENSE] == dense
+    assert [row[3:] for row in timeline(found) if row[0] == "swaps"] == [swap]
+    assert found.columns["end"].tolist() == [end]
+
+
+# ---- what is beside what ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gpu", "spans"),
+    [
+        # Unit 0 is resident and waits only to be handed over: the CPU's unit is beside it, 4 x 3.
+        ({0}, [("GPU", 7, 9), ("CPU", 5, 17)]),
+        # Unit 1 waits for its copy, 5-19 beside the CPU: the GPU has nothing to do yet.
+        ({1}, [("GPU", 19, 21), ("CPU", 5, 9), ("demand copies", 5, 19)]),
+    ],
+)
+def test_a_cpu_unit_beside_a_gpu_unit_that_waits(gpu: set[int], spans: list[Any]) -> None:
+    charged = replace(ONE_LAYER, overheads=Overheads(dispatch=2), contention=Contention(cpu_beside_gpu=3))
+    workload = counted([[[0 in gpu, 1 in gpu, 0, 1]]], 1)
+    script = Scripted([gpu], [[]])
+    found = run(make_planner(workload, script, script, Static(), 1, charged), charged, workload)
+    assert [(lane, start, end) for lane, _, unit, start, end in timeline(found) if unit != DENSE] == spans
+
+
+def test_a_cpu_unit_beside_a_gpu_unit_under_way() -> None:
+    # Unit 1 is copied from 5 on, beside the CPU, and runs 19-39, the last of the GPU.  The CPU's first unit starts with
+    # the copy and is not slowed, 5-13; its next one beside the copy, 13-19; then one beside unit 1, 4 x 3, 19-31.
+    charged = replace(ONE_LAYER, gpu=np.array([0.0, 20, 20]), overheads=Overheads())
+    charged = replace(charged, contention=Contention(cpu_beside_gpu=3))
+    workload = counted([[[0, 1, 2, 1, 1]]], 2)
+    script = Scripted([{1}], [[]])
+    found = run(make_planner(workload, script, script, Static(), 1, charged), charged, workload)
+    spans = [(lane, unit, start, end) for lane, _, unit, start, end in timeline(found) if unit != DENSE]
+    assert spans == [
+        ("GPU", 1, 19, 39),
+        ("CPU", 2, 5, 13),
+        ("CPU", 3, 13, 19),
+        ("CPU", 4, 19, 31),
+        ("demand copies", 1, 5, 19),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overlap", "spans"),
+    [
+        # Activations cross till 9: the CPU has a unit left, 3 x 3 for the GPU's first unit.  The copy is not slowed: it
+        # starts while the CPU does not compute.
+        (True, [("GPU", 5, 14), ("GPU", 15, 17), ("CPU", 9, 15), ("demand copies", 5, 15)]),
+        # The CPU's unit has to wait for the GPU: it is beside nothing.
+        (False, [("GPU", 5, 8), ("GPU", 15, 17), ("CPU", 21, 25), ("demand copies", 5, 15)]),
+    ],
+)
+def test_a_gpu_unit_beside_a_cpu_unit_that_waits(overlap: bool, spans: list[Any]) -> None:
+    charged = replace(ONE_LAYER, overheads=Overheads(transfer_latency=4), contention=Contention(gpu_beside_cpu=3))
+    workload = counted([[[2, 1, 0, 1]]], 2)
+    script = Scripted([{0, 1}], [[]], overlap)
+    found = run(make_planner(workload, script, script, Static(), 1, charged), charged, workload)
+    assert [(lane, start, end) for lane, _, unit, start, end in timeline(found) if unit != DENSE] == spans
+
+
+def test_a_unit_is_before_a_copy_that_starts_with_it() -> None:
+    # Unit 0 is resident and starts as unit 1's copy does, 5-7.  Unit 1 runs 15-17, and starts as unit 2's copy does,
+    # which is then under way for nobody: 2 and not 4 each.
+    charged = replace(ONE_LAYER, contention=Contention(gpu_beside_copy=2))
+    workload = counted([[[1, 1, 1]]], 1)
+    script = Scripted([{0, 1, 2}], [[]])
+    found = run(make_planner(workload, script, script, Static(), 1, charged), charged, workload)
+    assert [row[2:] for row in timeline(found) if row[0] == "GPU"] == [
+        (DENSE, 0, 5),
+        (0, 5, 7),
+        (1, 15, 17),
+        (2, 25, 27),
+    ]
+
+
+# ---- GPU and link in turn --------------------------------------------------------------------------
+
+
+def test_copies_that_do_not_overlap_by_hand() -> None:
+    # Layer 0.  Dense 0-5, begin at 8.
+    #   GPU   unit 0, which is resident, 8-11.  Only then it is the link's turn.
+    #   CPU   unit 3 from 10, no copy being under way: 10-18; back at 20.
+    #   Link  unit 1 beside the CPU, 11-25; GPU 25-27; unit 2 27-37, the CPU idle; GPU 37-39.
+    #   Join  copies and GPU units together: 3 + 14 + 2 + 10 + 2 = 31 = 39 - 8.  Merged at 41.
+    # Layer 1.  Dense 41-46: the hint's copy was not made, and is not made here.  Begin at 49.
+    #   GPU   unit 0: 49-51.
+    #   CPU   unit 1 from 51 on, before the copy: 51-55; unit 3 beside the copy: 55-61; back at 63.
+    #   Link  unit 2 beside the CPU, 51-65; GPU 65-68.
+    #   Join  2 + 14 + 3 = 19 = 68 - 49.  Merged at 70.  Outside till 77.
+    planner, workload = two_layers(overlap=True)
+    found = run(planner, replace(COSTS, copies_overlap=False), workload)
+    assert timeline(found) == [
+        ("GPU", 0, DENSE, 0, 5),
+        ("GPU", 0, 0, 8, 11),
+        ("GPU", 0, 1, 25, 27),
+        ("GPU", 0, 2, 37, 39),
+        ("GPU", 1, DENSE, 41, 46),
+        ("GPU", 1, 0, 49, 51),
+        ("GPU", 1, 2, 65, 68),
+        ("CPU", 0, 3, 10, 18),
+        ("CPU", 1, 1, 51, 55),
+        ("CPU", 1, 3, 55, 61),
+        ("demand copies", 0, 1, 11, 25),
+        ("demand copies", 0, 2, 27, 37),
+        ("demand copies", 1, 2, 51, 65),
+    ]
+    assert found.columns["end"].tolist() == [77]
+
+
+def test_a_machine_whose_cpu_waits_for_its_gpu_is_a_policy_that_takes_turns() -> None:
+    planner, workload = two_layers(overlap=True)
+    waiting = run(planner, replace(COSTS, parallel=False), workload)
+    planner, workload = two_layers(overlap=False)
+    taking_turns = run(planner, COSTS, workload)
+    assert timeline(waiting) == timeline(taking_turns)
+    planner, workload = two_layers(overlap=True)
+    assert run(planner, COSTS, workload).columns["end"][0] < waiting.columns["end"][0]
+
+
+def test_a_hint_beside_the_cpu_holds_up_the_merge() -> None:
+    # Dense 0-5, GPU 5-7, CPU 5-13.  The link's turn comes at 7: a hint for layer 1, 7-21.  The CPU is done at 13, the
+    # merge waits: 21-23.  Layer 1: dense 23-28, unit 1 is there, 28-30; outside 37.
+    charged = replace(COSTS, overheads=Overheads(merge=2), copies_overlap=False)
+    workload = counted([[[1, 0, 0, 2], [0, 1, 0, 0]]], 2)
+    script = Scripted([{0}, {1}], [[(1, 1)], []])
+    found = run(make_planner(workload, script, script, Static(), 2, charged), charged, workload)
+    assert timeline(found) == [
+        ("GPU", 0, DENSE, 0, 5),
+        ("GPU", 0, 0, 5, 7),
+        ("GPU", 1, DENSE, 23, 28),
+        ("GPU", 1, 1, 28, 30),
+        ("CPU", 0, 3, 5, 13),
+        ("prefetches", 1, 1, 7, 21),
+    ]
+    assert found.columns["end"].tolist() == [37]
+
+
+@settings(max_examples=40)
+@given(seed=SEEDS)
+def test_no_copy_is_beside_the_gpu(seed: int, random_scene: Callable[[int], Any]) -> None:
+    scene = random_scene(seed)
+    charged = replace(scene.charged, copies_overlap=False)
+    spans = Engine(scene.planner(), charged).run(scene.workload, record=range(scene.workload.n_steps)).spans
+    what = spans.what.copy()
+    what[what[:, 0] >= LANE_LINK, 0] = LANE_GPU
+    check_exclusive(Spans(spans.time, what))
+
+
+@settings(max_examples=20)
+@given(seed=SEEDS)
+def test_a_layer_step_is_its_copies_and_its_gpu_units(seed: int, random_scene: Callable[[int], Any]) -> None:
+    """Where all units run on the GPU and nothing else takes time, however few slots there are."""
+    scene = random_scene(seed)
+    free = lambda *_: 0.0  # noqa: E731
+    charged = replace(scene.charged, overheads=Overheads(), dense=free, per_step=free, copies_overlap=False)
+    cache = Static("layer" if scene.capacity.room.size > 1 else "global")
+    planner = Planner(Policy("on demand", AllGPU(), NoPrefetch(), cache), scene.shape, scene.capacity, charged)
+    found = Engine(planner, charged).run(scene.workload)
+    length = found.columns["end"] - found.columns["start"]
+    assert length == pytest.approx(found.columns["link_demand"] + found.columns["gpu_busy"])
 
 
 @pytest.mark.parametrize(("outside", "hits"), [(3.0, 0), (4.0, 1)])

@@ -12,9 +12,10 @@ from omegaconf import DictConfig
 from dali.experiments.output.summary import summarise
 from dali.experiments.scene import Scene, expert_popularity, make_workload, read_scene, with_predictors
 from dali.experiments.settings import read
-from dali.experiments.settings.objects import believed_platform, policy_of
+from dali.experiments.settings.objects import believed_platform, engine_named, policy_of
 from dali.experiments.simulation import simulate, slots_that_stay, working_set_warning
 from dali.policies.columns import PHASES
+from dali.policies.costs.engine import ServingEngine
 from dali.policies.costs.measured import Profile
 from dali.policies.costs.roofline import Platform
 from dali.policies.planner import Policy
@@ -33,6 +34,7 @@ class Comparison:
     policies     by name, in the order of the tables; a planner resets their objects
     workloads    by batch size
     believed     the machine whose costs policies believe; the scene's is charged
+    believed_engine  and in which engine; None = the scene's
     baseline     the policy that speed-ups are over
     simulations  by policy and batch
     """
@@ -42,6 +44,7 @@ class Comparison:
     workloads: dict[int, Workload]
     believed: Platform | Profile
     baseline: str
+    believed_engine: ServingEngine | None = None
     simulations: dict[tuple[str, int], Simulation] = field(default_factory=dict)
 
     @classmethod
@@ -72,9 +75,13 @@ class Comparison:
         if config.believed is not None:
             believed = believed_platform("compare", overrides, read.text(config, "believed"))
             scene.notes.append(f"Policies believe the costs of another machine: {config.believed}.")
+        believed_engine = None
+        if config.believed_engine is not None:
+            believed_engine = engine_named(read.text(config, "believed_engine"))
+            scene.notes.append(f"Policies believe the costs of another engine: {config.believed_engine}.")
         for name, policy in named.items():
             slots_that_stay(name, policy, scene)
-        return cls(scene, named, _workloads(scene, config), believed, baseline)
+        return cls(scene, named, _workloads(scene, config), believed, baseline, believed_engine)
 
     @property
     def count(self) -> int:
@@ -88,7 +95,9 @@ class Comparison:
             for name, policy in self.policies.items():
                 if bar is not None:
                     bar.set_postfix_str(f"batch {batch}, {name}")
-                self.simulations[name, batch] = simulate(self.scene, self.believed, policy, workload, kept, bar)
+                self.simulations[name, batch] = simulate(
+                    self.scene, self.believed, policy, workload, kept, bar, self.believed_engine
+                )
 
     def results(self) -> pd.DataFrame:
         """A row a policy, batch and phase: `experiments.output.summary`, and the speed-up over the baseline."""

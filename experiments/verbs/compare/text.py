@@ -19,7 +19,7 @@ def title(scene: Scene) -> str:
     part = scene.slots / scene.all_units
     size = scene.slots * scene.model.unit_bytes(scene.slices) / 1e9
     memory = f"GPU memory for {scene.slots} units ({part:.0%} of them, {size:.1f} GB) for every policy"
-    return f"{scene.model.name} on {scene.platform.name}, {memory}"
+    return f"{scene.model.name} on {scene.machine}, {memory}"
 
 
 def inputs(scene: Scene, workloads: dict[int, Workload]) -> list[str]:
@@ -27,7 +27,7 @@ def inputs(scene: Scene, workloads: dict[int, Workload]) -> list[str]:
     metadata = scene.trace.metadata
     return [
         f"Routing: {metadata.model} ({metadata.recorder}, text: {metadata.text})",
-        f"Times: {scene.model.name} on {scene.platform.name}, "
+        f"Times: {scene.model.name} on {scene.machine}, "
         + ("measured costs" if isinstance(scene.platform, Profile) else "roofline costs"),
         *(f"Workload: {workload.description}" for workload in workloads.values()),
     ]

@@ -21,6 +21,7 @@ from dali.experiments.simulation import recorded_steps, simulate
 from dali.experiments.verbs.compare import figures, text, what_if
 from dali.experiments.verbs.compare.comparison import Comparison
 from dali.experiments.verbs.compare.sentences import sentences, winner
+from dali.policies.costs.engine import ServingEngine
 from dali.policies.costs.measured import Profile
 from dali.policies.costs.roofline import Platform
 from dali.policies.planner import Policy
@@ -48,7 +49,9 @@ def run(config: DictConfig, overrides: list[str]) -> None:
         with tqdm(total=total, unit="step", desc="simulating") as bar:
             comparison.run(recorded, shown, bar)
             results = comparison.results()
-            helped = what_helps(changed, results, comparison.policies, workloads[largest], bar)
+            helped = what_helps(
+                changed, results, comparison.policies, workloads[largest], bar, comparison.believed_engine
+            )
         spans = {
             name: simulation.spans for (name, batch), simulation in comparison.simulations.items() if batch == shown
         }
@@ -77,6 +80,7 @@ def what_helps(
     policies: dict[str, Policy],
     workload: Workload,
     bar: Any = None,
+    believed_engine: ServingEngine | None = None,
 ) -> pd.DataFrame:
     """Tokens/s of the policy that is fastest on the (largest) workload with one part of the machine changed at a time.
 
@@ -88,7 +92,8 @@ def what_helps(
     for change, (scene, believed) in changed.items():
         if bar is not None:
             bar.set_postfix_str(f"batch {batch}, {name} with {change}")
-        speed = summarise(simulate(scene, believed, policies[name], workload, (), bar), phase)["tokens_per_s"]
+        simulation = simulate(scene, believed, policies[name], workload, (), bar, believed_engine)
+        speed = summarise(simulation, phase)["tokens_per_s"]
         row = {"policy": name, "batch": batch, "phase": phase, "change": change}
         rows.append({**row, "tokens_per_s": speed, "gain": speed / before})
     return pd.DataFrame(rows)

@@ -9,8 +9,8 @@ from omegaconf import DictConfig
 
 from dali.experiments.output.folder import stamp
 from dali.experiments.output.text import number, table
+from dali.experiments.scene import read_model
 from dali.experiments.settings import read
-from dali.experiments.settings.objects import make
 from dali.policies.costs.roofline import ModelShape
 from dali.policies.types import InputError
 
@@ -53,7 +53,7 @@ def run(config: DictConfig, overrides: list[str]) -> None:
     from dali.experiments.verbs.doctor.measure import facts
     from dali.runtime.device.choose import arena_for
 
-    model: ModelShape = make(config.model, "model")
+    model, _ = read_model(config)
     batch = read.whole(config, "batch")
     arena = arena_for(config.device)
     print(page(facts(arena, read.positive(config, "seconds")), model, batch))

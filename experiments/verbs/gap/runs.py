@@ -118,7 +118,7 @@ def _bound(case: Case, policies: Iterable[Policy]) -> dict[str, float]:
         scene.slices: (scene, workload)
         for scene, workload in (in_policy_units(case.scene, policy, case.workload) for policy in policies)
     }.values():
-        cost = cost_model(scene.model, scene.platform, workload.max_tokens, scene.slices)
+        cost = cost_model(scene.model, scene.platform, workload.max_tokens, scene.slices, engine=scene.engine)
         # Where no expert stays, staging slots are what a policy has.
         slots = scene.slots or max(policy.staging for policy in policies)
         seconds = min(seconds, lower_bound(workload, slots, cost).phases[case.phase])

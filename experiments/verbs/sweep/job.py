@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from dali.experiments.output.summary import summarise
 from dali.experiments.scene import Scene, make_workload, read_scene, tokens_asked, with_predictors
 from dali.experiments.settings import outside, read
-from dali.experiments.settings.objects import make, policy_from, policy_of
+from dali.experiments.settings.objects import engine_named, make, policy_from, policy_of
 from dali.experiments.settings.routing import lengthened
 from dali.experiments.simulation import simulate, slots_that_stay
 from dali.experiments.verbs.sweep.request import Request
@@ -140,12 +140,13 @@ def _simulate_seed(request: Request, seed: int, typed: Collection[str]) -> Itera
     for entry, policy in policies.items():
         slots_that_stay(entry, policy, scene)
     believed = scene.platform if request.believed is None else make(request.believed, "believed")
+    believed_engine = None if config.believed_engine is None else engine_named(read.text(config, "believed_engine"))
     recalls = {entry: predictor_recall(scene.trace, policy.prefetch.source) for entry, policy in policies.items()}
     for batch in read.wholes(config, "workload.batch"):
         workload = make_workload(scene, config, batch)
         about = _about(scene, config, workload, batch, seed)
         for entry, policy in policies.items():
-            simulation = simulate(scene, believed, policy, workload, ())
+            simulation = simulate(scene, believed, policy, workload, (), believed_engine=believed_engine)
             for phase in PHASES:
                 if phase in simulation.columns["phase"]:
                     yield {
@@ -195,14 +196,12 @@ def gpu_memory(model: ModelShape, expert_bytes: int, sequences: int, length: int
 
     Working memory of kernels and libraries is not in it.
     """
-    layer = model.attention_params + 3 * model.hidden * model.shared_width + model.hidden * model.experts
-    outside = model.dense_layers * (model.attention_params + 3 * model.hidden * model.dense_width)
-    # Output head and embedding.
-    dense = model.layers * layer + outside + 2 * model.vocabulary * model.hidden
+    embedding = 0.0 if model.tied else model.head_bytes
+    cached = (model.layers + model.dense_layers) * sequences * model.cache_bytes(length)
     parts = {
         "gpu_experts_gb": expert_bytes / 1e9,
-        "gpu_dense_gb": dense * model.dense_bits / 8 / 1e9,
-        "gpu_kv_gb": (model.layers + model.dense_layers) * model.kv_bytes * sequences * length / 1e9,
+        "gpu_dense_gb": (model.layers * model.layer_bytes + model.outside_bytes + embedding) / 1e9,
+        "gpu_kv_gb": cached / 1e9,
     }
     return {**parts, "gpu_memory_gb": sum(parts.values())}
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from itertools import product
 from typing import Any, cast
 
-from dali.experiments.settings.shorthand import quoted
+from dali.experiments.settings.shorthand import is_part, quoted
 from dali.policies.columns import PHASES
 from dali.policies.types import InputError
 
@@ -150,8 +150,10 @@ class Experiment:
                     "see `dali compare`"
                 )
         entries = ",".join(quoted(entry) for entry in filled)
-        # Another file of a group, such as trace=FILE, has no use for the settings of the one it replaces.
+        # Another file of a group, such as trace=FILE, has no use for the settings of the one it replaces.  Parts of a
+        # machine choose such a file.
         groups = tuple(f"{_key(override)}." for override in user if "." not in _key(override))
+        groups += ("platform.", "platform=") if any(map(is_part, user)) else ()
         settings = [each for each in [*self.settings, *part.get("settings", [])] if not each.startswith(groups)]
         overrides = ["trace=${model}", *settings, f"policies=[{entries}]", *chosen, *user]
         return Point(self.name, axes, overrides, filled)

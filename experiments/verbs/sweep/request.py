@@ -12,9 +12,10 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
+from dali.experiments.parts.machine import BY_NAME, as_settings
 from dali.experiments.settings import outside, read
 from dali.experiments.settings.compose import configuration
-from dali.experiments.settings.objects import believed_settings, policy_settings
+from dali.experiments.settings.objects import believed_settings, make, policy_settings
 from dali.experiments.verbs.sweep.points import Point
 from dali.experiments.verbs.sweep.sources import code_version, source_digest
 from dali.policies.types import InputError
@@ -58,15 +59,21 @@ def request(point: Point, seeds: Sequence[int]) -> Request:
     entries = read.texts(config, "policies")
     believed = None
     if config.believed is not None:
-        believed = _plain(believed_settings("compare", point.overrides, read.text(config, "believed")))
+        believed = _figures(_plain(believed_settings("compare", point.overrides, read.text(config, "believed"))))
     policies = {entry: _plain(policy_settings(entry, config)) for entry in entries}
     whole = _plain(config)
+    whole["platform"] = _figures(whole["platform"])
     code = {name: source_digest(name) for name in sorted(outside.names([whole, policies, believed]))}
     return Request(whole, policies, believed, trace_digest(config.trace), list(seeds), code)
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+
+
+def _figures(platform: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a platform, with the figures of its parts in place of their names: a result depends on them."""
+    return as_settings(make(platform, "platform")) if platform.get("_target_") == BY_NAME else platform
 
 
 def trace_digest(node: DictConfig) -> str:
