@@ -94,13 +94,6 @@ def read_scene(
     return Scene(model, platform, trace, slices, slots, seed, notes + about_slots, engine)
 
 
-def tokens_asked(config: DictConfig) -> int:
-    """Tokens that each sequence of the workload has to have; 0 where a configuration has no workload."""
-    if "workload" not in config:
-        return 0
-    return whole(config, "workload.prompt", 0) + whole(config, "workload.generate", 0)
-
-
 def read_model(config: DictConfig) -> tuple[ModelShape, list[str]]:
     """The model of a configuration in the formats of `quant` and `kv`, and the notes that say what these are."""
     model: ModelShape = make(config.model, "model")
@@ -115,6 +108,13 @@ def read_model(config: DictConfig) -> tuple[ModelShape, list[str]]:
         f"Weights are in {found.name}{estimate}: experts take {stored.expert_bits:.2f} bits, head and embedding "
         f"{stored.head_bits:.2f}, all others {stored.dense_bits:.2f}; a value of the KV cache {stored.kv_bits:g}."
     ]
+
+
+def tokens_asked(config: DictConfig) -> int:
+    """Tokens that each sequence of the workload has to have; 0 where a configuration has no workload."""
+    if "workload" not in config:
+        return 0
+    return whole(config, "workload.prompt", 0) + whole(config, "workload.generate", 0)
 
 
 def cost_model(

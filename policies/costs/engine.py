@@ -47,6 +47,7 @@ class Kernels:
     def __post_init__(self) -> None:
         _require_shares("kernels.bandwidth", self.bandwidth)
         _require_shares("kernels.compute", self.compute)
+        object.__setattr__(self, "tiles", tuple(self.tiles))  # configurations have lists
 
     def reach(self, weight_format: str, isa: str = "") -> tuple[float, float]:
         """Multiples of (bandwidth, arithmetic) for weights of a format; isa: the processor's."""
@@ -131,6 +132,7 @@ class ServingEngine:
     fitted_on: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "fitted_on", tuple(self.fitted_on))
         if not 0 <= self.further_sockets <= 1:
             raise InputError(f"engine.further_sockets: found {self.further_sockets}, expected a share from 0 to 1")
         for name in ("attention", "link_share", "copy_gbs"):
