@@ -20,7 +20,9 @@ def _prices(case, factor):
         raise InputError("found FreeToken, expected another")
     found = {}
     if case.prefill:
-        found["prefill"] = Prediction(case.prefill.tokens_per_s, ("a stand-in",))
+        speed = case.prefill.tokens_per_s
+        found["prefill"] = Prediction(speed, speed, ("a stand-in",))
     if case.decode:
-        found["decode"] = Prediction(factor * case.decode.tokens_per_s, ("a stand-in",))
+        speed = factor * case.decode.tokens_per_s
+        found["decode"] = Prediction(speed, speed, ("a stand-in",))
     return found

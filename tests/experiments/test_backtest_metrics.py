@@ -20,7 +20,9 @@ def table(*rows, **columns) -> pd.DataFrame:
     """Rows of series, phase, measured, predicted."""
     made = pd.DataFrame(rows, columns=["series", "phase", "measured", "predicted"])
     made["id"] = [f"{name}.{i:02}" for i, name in enumerate(made["series"])]
-    made = made.assign(engine="e", machine="m", absolute=True, held_out=True, left_out=made["predicted"])
+    made = made.assign(
+        engine="e", machine="m", absolute=True, held_out=True, left_out=made["predicted"], data_sheet=made["predicted"]
+    )
     return with_errors(made.assign(**columns))
 
 

@@ -126,7 +126,7 @@ def test_a_fault_of_ours_is_no_refusal(cases):
 
 @pytest.mark.parametrize("speed", [0.0, -1.0, float("nan"), float("inf")])
 def test_no_speed_is_never_read_as_one(cases, speed):
-    (found,) = price_all(cases[:1], OmegaConf.create(), lambda case, config: {"decode": Prediction(speed)}, 1)
+    (found,) = price_all(cases[:1], OmegaConf.create(), lambda case, config: {"decode": Prediction(speed, speed)}, 1)
     assert isinstance(found, str)
     assert predictions(cases[:1], [found], ()).empty
 
@@ -134,10 +134,12 @@ def test_no_speed_is_never_read_as_one(cases, speed):
 def test_a_phase_that_is_not_predicted_is_counted_and_one_that_was_not_measured_is_not(cases):
     both = next(case for case in cases if case.prefill and case.decode)
     alone = next(case for case in cases if case.decode and not case.prefill)
-    (first, second) = price_all([both, alone], OmegaConf.create(), lambda case, config: {"decode": Prediction(1.0)}, 1)
+    (first, second) = price_all(
+        [both, alone], OmegaConf.create(), lambda case, config: {"decode": Prediction(1.0, 1.0)}, 1
+    )
     refused = refusals([both, alone], [first, second], [])
     assert refused[["id", "phase"]].to_numpy().tolist() == [[both.id, "prefill"]]
-    (nothing,) = price_all([alone], OmegaConf.create(), lambda case, config: {"prefill": Prediction(1.0)}, 1)
+    (nothing,) = price_all([alone], OmegaConf.create(), lambda case, config: {"prefill": Prediction(1.0, 1.0)}, 1)
     assert nothing == "neither prefill nor decode"
 
 

@@ -97,7 +97,7 @@ def summary(table: pd.DataFrame, given: int, refused: pd.Series) -> dict[str, An
     given    rows of the file
     refused  category of each row that was not priced
     The figures that are named first are those of held-out series, but for rows_priced, which are all.  left_out are all
-    series, each predicted without a part of its own in the constants.
+    series, each predicted without a part of its own in the constants; data_sheet are all without constants of engines.
     """
     held, fitted = table[table["held_out"]], table[~table["held_out"]]
     of_held = measures(held)
@@ -110,6 +110,7 @@ def summary(table: pd.DataFrame, given: int, refused: pd.Series) -> dict[str, An
         "held_out": of_held,
         "fitted": measures(fitted),
         "left_out": measures(with_errors(table.assign(predicted=table["left_out"]))),
+        "data_sheet": measures(with_errors(table.assign(predicted=table["data_sheet"]))),
         "all": measures(table),
         "held_out_by_engine": by(held, "engine"),
         "by_engine": by(table, "engine"),

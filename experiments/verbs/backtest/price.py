@@ -26,6 +26,11 @@ from dali.policies.costs.roofline import Platform
 from dali.policies.types import InputError
 
 # The card of a row that does not name its own: what it says counts in comparison with its own series alone.
+# What an engine decides; all else is what it costs.
+RULES = (
+    *("copy_from", "copy_from_scaled", "copies_whole_layer", "caches_by_copy", "global_cache"),
+    *("tensor_parallel", "streams_from", "prefill_chunk"),
+)
 UNNAMED_GPU = "RTX 4090"
 UNNAMED_RAM = "DDR5-5600 2ch"
 
@@ -34,12 +39,14 @@ UNNAMED_RAM = "DDR5-5600 2ch"
 class Prediction:
     """What the simulator says of one phase.
 
+    data_sheet  the same by data sheets alone: the engine's rules without its costs
     notes   what the row does not say and was taken, a phrase each
     slopes  change of the speed's logarithm with that of each constant that was fitted to the row's series; empty where
             none was
     """
 
     tokens_per_s: float
+    data_sheet: float
     notes: tuple[str, ...] = ()
     slopes: Mapping[str, float] = field(default_factory=dict)
 
@@ -50,16 +57,25 @@ def price(case: MeasuredCase, config: DictConfig) -> dict[str, Prediction]:
     machine, taken = machine_of(case)
     engine = engines(config)[case.engine]
     found = predict(case, model, machine, engine)
+    bare = predict(case, model, machine, without_costs(engine))
     changed = {
         name: predict(case, model, machine, with_constants(engine, {name: constant(engine, name) * (1 + STEP)}))
         for name in (engine.fitted if case.series in engine.fitted_on else ())
     }
     return {
         phase: Prediction(
-            speed, taken, {name: np.log(other[phase] / speed) / np.log1p(STEP) for name, other in changed.items()}
+            speed,
+            bare[phase],
+            taken,
+            {name: np.log(other[phase] / speed) / np.log1p(STEP) for name, other in changed.items()},
         )
         for phase, speed in found.items()
     }
+
+
+def without_costs(engine: ServingEngine) -> ServingEngine:
+    """The rules of an engine at the costs of `engine=ideal`."""
+    return ServingEngine(engine.name, **{rule: getattr(engine, rule) for rule in RULES})
 
 
 def engines(config: DictConfig) -> Mapping[str, ServingEngine]:

@@ -27,7 +27,7 @@ Priced = Mapping[str, Prediction] | str
 
 COLUMNS = [
     *("id", "series", "engine", "model", "quant", "machine", "knob", "knob_value"),
-    *("phase", "measured", "predicted", "left_out", "absolute", "held_out", "taken", "notes", "source"),
+    *("phase", "measured", "predicted", "left_out", "data_sheet", "absolute", "held_out", "taken", "notes", "source"),
 ]
 REFUSED = ["id", "phase", "category", "detail"]
 
@@ -83,7 +83,8 @@ def predictions(cases: Sequence[MeasuredCase], priced: Sequence[Priced], fitted:
             rows.append(
                 shared
                 | {"phase": phase, "measured": measured[phase], "predicted": float(prediction.tokens_per_s)}
-                | {"left_out": float(prediction.tokens_per_s), "slopes": prediction.slopes}
+                | {"left_out": float(prediction.tokens_per_s), "data_sheet": float(prediction.data_sheet)}
+                | {"slopes": prediction.slopes}
                 | {"held_out": case.series not in fitted}
                 | {"taken": "; ".join(dict.fromkeys([*case.assumed, *prediction.notes]))}
             )

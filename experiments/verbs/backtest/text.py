@@ -54,6 +54,7 @@ def overview(found: dict[str, Any]) -> Table:
         "left_out": "all series, each left out of the fit",
         "fitted": "fitted series",
         "all": "all series",
+        "data_sheet": "all series, by data sheets alone",
     }
     return Table(["", *_HEADER], [[name, *_cells(found[key])] for key, name in names.items()], _MEANING)
 
