@@ -288,7 +288,7 @@ def test_what_is_denied_or_of_no_account_is_no_reason(changes):
 
 
 def test_a_drafter_leaves_the_prefill():
-    found = case(notes="greedy, with drafter", prefill_tps=436.0)
+    found = case(notes="greedy, with drafter", prefill_tps=436.0, prompt="512")
     assert found.decode is None
     assert found.prefill.tokens_per_s == 436
     assert found.left_out == ("decode: with drafter",)
@@ -307,12 +307,28 @@ def test_prompts_passes_and_depths():
     assert case(knob="prompt; expert cache off", knob_value="tg128").decode.depth == 0
     assert case(knob="context depth, llama.cpp", knob_value="16384").decode.depth == 16384
     assert case(knob="context depth", knob_value="16k").decode.depth == 16384
-    assert case(knob="n_cpu_moe", knob_value="48, ub 2048", prefill_tps=1.0).prefill.ubatch == 2048
+    assert case(knob="n_cpu_moe", knob_value="48, ub 2048", prefill_tps=1.0, prompt="512").prefill.ubatch == 2048
     found = case(context="65536", notes="20 threads, KV q8_0")
     assert (found.context, found.kv, found.threads, found.decode.depth) == (65536, "q8_0", 20, 0)
-    found = case(prefill_tps=100.0, knob="n_cpu_moe", knob_value="20")
+    found = case(prefill_tps=100.0, knob="n_cpu_moe", knob_value="20", notes="llama-bench")
     assert (found.prefill.prompt, found.prefill.ubatch) == (512, None)
     assert found.assumed == ("prompt not said: 512 tokens, as llama-bench reads",)
+
+
+def test_prefill_of_a_prompt_that_is_not_said_is_left_out():
+    """Copies of experts are spread over it: 34 and 383 tokens/s were both published for one model and one card."""
+    found = case(prefill_tps=100.0, knob="n_cpu_moe", knob_value="20")
+    assert found.prefill is None
+    assert found.decode is not None
+    assert found.left_out == ("prefill: length of the prompt not said",)
+    alone = refused(prefill_tps=100.0, decode_tps=None, knob="n_cpu_moe", knob_value="20")
+    assert alone.category == refusing.PROMPT
+
+
+def test_copies_of_a_pull_request_from_before_active_ones_are_of_whole_layers():
+    pp = {"prefill_tps": 100.0, "decode_tps": None, "prompt": "4096"}
+    assert case(source="ikawrakow/ik_llama.cpp PR #520", **pp).copy_rule.copies == "all"
+    assert case(source="ikawrakow/ik_llama.cpp PR #698", **pp).copy_rule.copies is None
 
 
 def test_copy_rules():
@@ -391,6 +407,7 @@ def test_shipped_rows_are_read_whole():
         refusing.NO_SPEED: 7,
         refusing.ENGINE: 5,
         refusing.PAGING: 4,
+        refusing.DRAFTER: 2,
     }
     for each in found:
         if isinstance(each, MeasuredCase):

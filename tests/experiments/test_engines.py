@@ -80,7 +80,7 @@ def test_an_engine_is_charged_on_top_of_the_machine() -> None:
     assert speeds("engine=ideal") == ideal
     # 30 launches a layer, a handover, copies that kernels wait for: both phases are slower.
     assert charged["decode"] < 0.8 * ideal["decode"]
-    assert charged["prefill"] < 0.8 * ideal["prefill"]
+    assert charged["prefill"] < 0.9 * ideal["prefill"]
     assert speeds("engine=llama_cpp", "engine.launch_us=50")["decode"] < charged["decode"]
 
 

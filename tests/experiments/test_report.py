@@ -280,7 +280,10 @@ def spoilt(place: Path, what: str) -> None:
         ("manifest", "manifest.json: not a whole JSON file"),
         ("another format", "manifest.json: found format 'other', expected dali-results"),
         ("another version", "manifest.json: found version 2, expected 1: another dali-moe wrote it"),
-        ("another verb", "manifest.json: found verb 'os.system', expected one of compare, predict, gap, run, sweep,"),
+        (
+            "another verb",
+            "manifest.json: found verb 'os.system', expected one of compare, predict, gap, backtest, run, sweep,",
+        ),
         ("no column", "results.parquet: found no column link_swap"),
         ("words", "in column speedup, expected numbers"),
         ("numbers", "results.parquet: found float64 in column policy, expected text"),

@@ -396,10 +396,11 @@ def test_global_lru_equals_the_engine_row_by_row(
     assert round(100 * found.hit_rate(decode_only=True), 2) == decode
 
 
-# An account that lets a prompt's event exceed a layer's share of the budget gives 79.7 for the last one.
+# An account that lets a prompt's event exceed a layer's share of the budget gives 79.7 for the last one; one that never
+# does, and keeps what the prompt used last, 79.44.  Both are a dozen lines of Python beside the recording.
 @pytest.mark.parametrize(
     ("cache", "decode"),
-    [(Belady("global", "empty"), 92.7), (LFU("global", "empty"), 80.8), (LRU("layer", "empty"), 79.8)],
+    [(Belady("global", "empty"), 92.7), (LFU("global", "empty"), 80.8), (LRU("layer", "empty"), 79.4)],
 )
 def test_other_policies_on_the_same_trace(cache: Cache, decode: float, shared_traces: Path) -> None:
     found, _ = replay_recorded(shared_traces, "qwen", cache)

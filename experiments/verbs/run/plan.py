@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -220,8 +221,12 @@ def _named_trace(overrides: list[str], value: str, field: str, tokens: int = 0) 
 def _known(name: str) -> str:
     if "/" in name or Path(name).is_dir():
         return name
-    shapes = ", ".join(folders.names("model"))
-    raise InputError(f"model: found {name!r}, expected a folder, a hub id (owner/name) or one of {shapes}")
+    shapes = folders.names("model")
+    near = get_close_matches(name, shapes, 3, 0.3) or shapes[:3]
+    raise InputError(
+        f"model: found {name!r}, expected a folder, a hub id (owner/name) or one of "
+        f"{len(shapes)} such as {', '.join(near)}"
+    )
 
 
 def _baselines(config: DictConfig) -> list[str]:
