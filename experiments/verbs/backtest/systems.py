@@ -127,15 +127,19 @@ def _slot_cache(placement: SlotCache, model: ModelShape, engine: ServingEngine, 
     else:
         raise InputError("slots of the expert cache: found none said, expected a number, a size or the GPU's memory")
     slots = min(slots, model.layers * model.experts)
-    scope = "global" if engine.global_cache else "layer"
-    if placement.misses in ("cpu", "both") or (placement.misses is None and not engine.caches_by_copy):
-        # The CPU runs what the cache misses, and the cache changes on the side: at its hit rate, static slots cost the
-        # same.
-        hit = _hit(placement)
-        slots = slots if hit is None else round(hit * model.layers * model.experts)
-        cache = Static(scope, "popular" if hit is None else "random")
-        return _made("slot_cache", LayerSplit(engine.copies_from(model.experts, model.top_k)), cache, slots)
-    return _made("slot_cache", AllGPU(), LRU(scope, "popular"), slots)
+    copied = engine.caches_by_copy if placement.misses is None else placement.misses == "copied"
+    assignment = AllGPU() if copied else LayerSplit(engine.copies_from(model.experts, model.top_k))
+    scope, hit = "global" if engine.global_cache else "layer", _hit(placement)
+    cache: Cache
+    if hit is not None:
+        # Its routing is not published and its hit rate is: slots that stay, drawn at random, hit as often.
+        slots, cache = round(hit * model.layers * model.experts), Static(scope, "random")
+    elif copied:
+        cache = LRU(scope, "popular")
+    else:
+        # The CPU runs what the cache misses, and the cache changes on the side.
+        cache = Static(scope, "popular")
+    return _made("slot_cache", assignment, cache, slots)
 
 
 def _hit(placement: SlotCache) -> float | None:
