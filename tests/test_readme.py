@@ -29,7 +29,7 @@ SNIPPETS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTAL
 BLOCKS = re.findall(r"^    (?:\$ )?(dali .*)\n((?:    \|.*\n)*)", README, re.MULTILINE)
 COMMANDS = [(shlex.split(line, comments=True)[1:], shown) for line, shown in BLOCKS]
 # What needs a model from elsewhere, a GPU, or minutes; of these the settings are checked.
-NOT_RUN = ("record", "run", "calibrate", "validate", "doctor", "gap", "sweep")
+NOT_RUN = ("record", "run", "backtest", "calibrate", "validate", "doctor", "gap", "sweep")
 NVMOE = "".join(f"[[0, {token % 4}], [0, {4 + token % 3}], [1, 2], [1, {3 + token % 5}]]\n" for token in range(16))
 
 

@@ -63,7 +63,7 @@ def drawings(table: pd.DataFrame) -> list[Drawing]:
 def predicted(table: pd.DataFrame, colours: dict[str, str]) -> Figure:
     """A panel for each phase, a colour for each engine; full marks are held out, open ones were fitted on."""
     shown = phases(table)
-    figure = Figure(figsize=(1.0 + 4.4 * len(shown), 5.2), layout="constrained", dpi=130)
+    figure = Figure(figsize=(1.0 + 4.4 * len(shown), 6.0), layout="constrained", dpi=130)
     for axes, phase in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         part = table[table["phase"] == phase]
         _agreement(axes, part)

@@ -10,14 +10,16 @@ import numpy as np
 
 from dali.policies.types import Ints
 from dali.traces.profiles import PROFILES
-from dali.traces.sources import Scores, count, count_ordered
+from dali.traces.sources import Rows, Scores, count, count_ordered
 from dali.traces.synthetic import generate
 from dali.traces.trace import Trace
 from dali.traces.workload import Workload
 
 # Tokens of routing that are drawn.  A larger pass counts them more often: nearly every expert is active by then.
 POOL = 1024
-STREAMS = 4
+STREAMS = 8
+# Tokens between places of one text that stand for texts of their own.
+APART = 61
 SEED = 14
 
 
@@ -58,17 +60,17 @@ class PassSource:
 
     def workload(self, step: int) -> Ints:
         """See `traces.sources.Source`."""
-        starts, low, high, times = self._taken(step)
+        starts, taken, times = self._taken(step)
         workload = np.zeros(self.shape[1:], np.int32)
-        count(self.trace.experts, starts, low, high, workload)
+        count(self.trace.experts, starts, 0, taken, workload)
         return _scaled(workload, times)
 
     def ordered(self, step: int, last: bool) -> tuple[Ints, Ints | None, Ints | None]:
         """See `traces.sources.Source`."""
-        starts, low, high, times = self._taken(step)
+        starts, taken, times = self._taken(step)
         workload = np.zeros(self.shape[1:], np.int32)
         order, active = np.empty_like(workload), np.zeros(self.trace.layers, np.int32)
-        count_ordered(self.trace.experts, starts, low, high, last, workload, order, active)
+        count_ordered(self.trace.experts, starts, 0, taken, last, workload, order, active)
         return _scaled(workload, times), order, active
 
     def predicted(self, step: int, source: str, ahead: int) -> Ints:
@@ -79,16 +81,19 @@ class PassSource:
         """See `traces.sources.Source`."""
         return (self.workload(step) / (self.passes[step].tokens * self.trace.top_k)).astype(np.float32)
 
-    def _taken(self, step: int) -> tuple[np.ndarray, int, int, float]:
-        """First rows of the sequences, the range of tokens after each, and how often a token counts."""
+    def _taken(self, step: int) -> tuple[Rows, int, float]:
+        """First row of each sequence's tokens, how many there are, and how often one counts.
+
+        Sequences beyond the trace's are the same ones at another place.
+        """
         each = self.passes[step]
         wanted = max(1, each.tokens // each.sequences)
         before = sum(max(1, one.tokens // one.sequences) for one in self.passes[:step])
         length = int(np.diff(self.trace.starts).min())
         taken = min(wanted, length)
-        low = before % (length - taken + 1)
-        streams = np.arange(each.sequences) % self.trace.sequences
-        return self.trace.starts[streams], low, low + taken, wanted / taken
+        turns, own = np.divmod(np.arange(each.sequences), self.trace.sequences)
+        places = (before + APART * turns) % (length - taken + 1)
+        return self.trace.starts[own] + places, taken, wanted / taken
 
 
 def _scaled(workload: Ints, times: float) -> Ints:
