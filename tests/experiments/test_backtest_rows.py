@@ -227,7 +227,6 @@ def test_hits_that_were_measured():
         ({"source": "turboderp-org/exllamav3 issue"}, "exllamav3"),
         ({"source": "somebody's blog", "quant": "exl3 4.05 bpw"}, "exllamav3"),
         ({"source": "kekzl/imp PR #1"}, "imp"),
-        ({"source": "BrianBoitano/nvmoe", "knob": "placement", "knob_value": "pack, 12 GB cache"}, "nvmoe"),
         ({"source": "BrianBoitano/nvmoe", "knob": "placement", "knob_value": "ngl 14"}, "llama_cpp"),
         ({"source": "FlashML-org/FreeToken PR"}, "freetoken"),
         ({"source": "thecodacus/llama.cpp PR #5"}, "llama_cpp"),
@@ -285,6 +284,12 @@ def test_reasons(changes, category):
 )
 def test_what_is_denied_or_of_no_account_is_no_reason(changes):
     assert case(**changes).decode.tokens_per_s == 20
+
+
+def test_an_engine_whose_constants_nobody_published_is_refused():
+    """Of nvmoe's own cache all published rows have experts on a disk, so that nothing could be fitted."""
+    found = refused(source="BrianBoitano/nvmoe", knob="placement", knob_value="pack, 12 GB cache")
+    assert (found.category, found.detail) == (refusing.ENGINE, "nvmoe")
 
 
 def test_a_drafter_leaves_the_prefill():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-ENGINES = ("llama_cpp", "ik_llama_cpp", "ktransformers", "exllamav3", "imp", "nvmoe", "freetoken")
+ENGINES = ("llama_cpp", "ik_llama_cpp", "ktransformers", "exllamav3", "imp", "freetoken")
+"""Those of which constants are known: files of conf/engine."""
 RULES = ("random", "uniform", "front-loading", "frequency", "dynamic")
 """How KTransformers chooses the experts of a share."""
 

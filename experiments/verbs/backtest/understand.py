@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from dali.experiments.verbs.backtest import refusing, work
-from dali.experiments.verbs.backtest.case import MeasuredCase, Refusal
+from dali.experiments.verbs.backtest.case import ENGINES, MeasuredCase, Refusal
 from dali.experiments.verbs.backtest.choices import Several, chosen
 from dali.experiments.verbs.backtest.engines import engine_of
 from dali.experiments.verbs.backtest.phrases import leading, said, size_gb, whole
@@ -36,6 +36,8 @@ def _understood(row: Row) -> MeasuredCase | Refusal:
     refused = refusing.of_placement(row, where)
     if refused is not None:
         return refused
+    if engine not in ENGINES:
+        return Refusal(row.id, refusing.ENGINE, engine)
     batch = work.batch(row)
     prefill, prefill_assumed = work.prefill(row)
     decode = work.decode(row)
