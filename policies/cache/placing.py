@@ -37,7 +37,8 @@ def lowest(raw: Packed, layer: int, score: Floats, count: int, pinned_too: bool,
 def _victims(raw: Packed, layer: int, score: Floats, n: int, contested: bool, own_too: bool, out: Ints) -> int:
     """Keys that may have to leave for `n` units, first to leave first; how many there are.
 
-    By score alone where a unit has to outscore its victims, else those of the running layer step after all others.
+    By score alone where a unit has to outscore its victims, else those of the running layer step after all others, and
+    none of them where the others suffice.
     """
     s = unpack(raw)
     need = n * s.size[layer] - s.room[s.group_of[layer]]
@@ -47,6 +48,11 @@ def _victims(raw: Packed, layer: int, score: Floats, n: int, contested: bool, ow
     if contested or not own_too:
         return lowest(raw, layer, score, most, own_too, out)
     found = lowest(raw, layer, score, most, False, out)
+    freed = 0
+    for i in range(found):
+        freed += s.size[out[i] // s.units]
+    if freed >= need:
+        return found
     base = layer * s.units
     for i in range(s.n.active):
         key = base + s.active[i]
@@ -86,18 +92,20 @@ def _match(
     need = s.size[layer]
     room = s.room[s.group_of[layer]]
     found = _victims(raw, layer, score, n, contested, own_too, victims)
-    done = np.zeros(n, np.bool_)
-    entered = np.empty(n, np.int32)  # units in the order in which they were given their victims
+    # All stay, in the place of units that the layer step does not use: whose score is the highest does not matter.
+    all_stay = not contested and _room_of(raw, victims, found) + room >= n * need
+    entered = np.empty(n, np.int32)  # units in the order in which they are given their victims
+    for i in range(n):
+        to[i] = STAGING
+        place = i
+        if entry.size > 0 and not all_stay:
+            while place > 0 and entry[enter[entered[place - 1]]] < entry[enter[i]]:
+                entered[place] = entered[place - 1]
+                place -= 1
+        entered[place] = i
     stay = used = 0
     for turn in range(n):
-        i = turn
-        if entry.size > 0:
-            i = -1
-            for j in range(n):
-                if not done[j] and (i < 0 or entry[enter[j]] > entry[enter[i]]):
-                    i = j
-        done[i] = True
-        to[i] = STAGING
+        i = entered[turn]
         last = used
         after = room
         while after < need and last < found:
@@ -107,17 +115,28 @@ def _match(
             after += s.size[key // s.units]
             last += 1
         if after < need:
-            continue
+            break  # and so it is for all that score no higher
         to[i] = STAY
         first[i] = used
         count[i] = last - used
         used = last
-        entered[stay] = i
         stay += 1
         # Units that outscore their own victims keep these, and are copied in another order: what is left stays free.
         room = 0 if contested and count[i] > 0 else after - need
-    if not contested:
+    if not contested and not all_stay:
         _hand_out(n, to, entered[:stay], first, count)
+
+
+@kernel
+def _room_of(raw: Packed, keys: Ints, n: int) -> int:
+    """What the first keys leave if they go, as far as none of them belongs to the running layer step."""
+    s = unpack(raw)
+    freed = 0
+    for i in range(n):
+        if s.pinned[keys[i]]:
+            break
+        freed += s.size[keys[i] // s.units]
+    return freed
 
 
 @kernel
