@@ -2,8 +2,8 @@
 
 The same experts on the same machine take several times as long in one program as in another: kernels reach other
 shares of the memory's bandwidth for other formats, every launch costs host time, copies leave from pinned or from
-pageable memory and may or may not overlap with kernels.  All of that is *charged*.  What a policy *believes* is an
-argument of its own and knows nothing of an engine.
+pageable memory and may or may not overlap with kernels.  All of that is *charged*.  A policy *believes* in an engine,
+too, by default in the one that is charged; which one is an argument of its own.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from dali.policies.costs.model_shape import require_positive
 from dali.policies.types import InputError
 
 DEFAULT = "default"
@@ -22,9 +23,7 @@ AVX512_OF_AMX = 128 * 0.5 / (1024 * 0.29)
 def _require_shares(owner: str, shares: Mapping[str, float]) -> None:
     if DEFAULT not in shares:
         raise InputError(f"{owner}: found {', '.join(shares) or 'nothing'}, expected {DEFAULT} among the formats")
-    for name, value in shares.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-            raise InputError(f"{owner}.{name}: found {value!r}, expected a positive number")
+    require_positive(owner, **shares)
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,8 @@ class Kernels:
 
     bandwidth  {format: multiple} of the memory's bandwidth while weights of the format are read
     compute    {format: multiple} of the arithmetic; above 1 where the format computes in narrower integers
-    tiles      formats computed with a CPU's matrix tiles (AMX), ("all",) = every one; others count by AVX-512
-    tile       tokens that an expert's are computed in blocks of: those of the last block take as long if it is not full
+    amx        formats computed with a CPU's matrix tiles (AMX), ("all",) = every one; others count by AVX-512
+    token_block  tokens that an expert computes together: the last ones take as long as a full block
     overlap    True: a job takes the longer of its memory traffic and its arithmetic; False: their sum, as of kernels
                that are bound by neither alone at a few tokens
     formats that are not named are those of "default"
@@ -42,21 +41,21 @@ class Kernels:
 
     bandwidth: Mapping[str, float] = field(default_factory=lambda: {DEFAULT: 1.0})
     compute: Mapping[str, float] = field(default_factory=lambda: {DEFAULT: 1.0})
-    tiles: tuple[str, ...] = ("all",)
-    tile: int = 1
+    amx: tuple[str, ...] = ("all",)
+    token_block: int = 1
     overlap: bool = True
 
     def __post_init__(self) -> None:
         _require_shares("kernels.bandwidth", self.bandwidth)
         _require_shares("kernels.compute", self.compute)
-        object.__setattr__(self, "tiles", tuple(self.tiles))  # configurations have lists
-        if self.tile < 1:
-            raise InputError(f"kernels.tile: found {self.tile}, expected at least 1")
+        object.__setattr__(self, "amx", tuple(self.amx))  # configurations have lists
+        if self.token_block < 1:
+            raise InputError(f"kernels.token_block: found {self.token_block}, expected at least 1")
 
     def reach(self, weight_format: str, isa: str = "") -> tuple[float, float]:
         """Multiples of (bandwidth, arithmetic) for weights of a format; isa: the processor's."""
         bandwidth, compute = (shares.get(weight_format, shares[DEFAULT]) for shares in (self.bandwidth, self.compute))
-        if isa == "amx" and not {"all", weight_format} & set(self.tiles):
+        if isa == "amx" and not {"all", weight_format} & set(self.amx):
             compute *= AVX512_OF_AMX
         return bandwidth, compute
 

@@ -167,11 +167,16 @@ class ModelShape:
         return self.head_params * (self.dense_bits if self.head_bits is None else self.head_bits) / 8
 
     @property
+    def dense_bytes(self) -> float:
+        """Bytes of all that a step reads besides routed experts."""
+        return self.layers * self.layer_bytes + self.outside_bytes
+
+    @property
     def total_bytes(self) -> float:
         """Bytes of all weights: what a file of the model takes."""
         embedding = 0.0 if self.tied else self.head_bytes
         experts = self.layers * self.experts * self.expert_params * self.expert_bits / 8
-        return experts + self.layers * self.layer_bytes + self.outside_bytes + embedding
+        return experts + self.dense_bytes + embedding
 
     def unit_bytes(self, slices: int = 1) -> int:
         """Bytes of one unit."""
@@ -192,6 +197,10 @@ class ModelShape:
     def cache_bytes(self, context: float) -> float:
         """Bytes of KV cache and state that one sequence keeps in a layer, the mean over layers."""
         return self._kv_bytes(self.attended(context, sparse=False)) + self._state_bytes
+
+    def sequence_bytes(self, context: float) -> float:
+        """Bytes of KV cache and state that one sequence keeps over all layers, those without experts included."""
+        return (self.layers + self.dense_layers) * self.cache_bytes(context)
 
     def attention_bytes(self, context: float, sparse: bool = True) -> float:
         """Bytes that attention moves in a step, a sequence and a layer: what it attends to, and its state twice."""

@@ -149,7 +149,7 @@ def roofline(
         tokens = np.arange(max_tokens + 1, dtype=np.float64)
         reached, arithmetic = kernels.reach(model.expert_format, processor.isa)
         memory = processor.seconds(unit_bytes + 2 * tokens * activation_bytes, 0.0) * (slowdown / reached)
-        computed = np.ceil(tokens / kernels.tile) * kernels.tile
+        computed = np.ceil(tokens / kernels.token_block) * kernels.token_block
         operations = processor.seconds(0.0, 2.0 * computed * model.expert_params / slices) / arithmetic
         times = (np.maximum(memory, operations) if kernels.overlap else memory + operations) + _or(
             own, processor.job_overhead_us

@@ -1,4 +1,4 @@
-"""Placements as slots, and the time of a pass, by hand: a model of four layers of ten experts."""
+"""Placements as slots, and the time of a step, by hand: a model of four layers of ten experts."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from dali.experiments.verbs.backtest.case import AllGpu, CpuLayers, FitMemory, Hot, Share, SlotCache
-from dali.experiments.verbs.backtest.passes import routing
 from dali.experiments.verbs.backtest.speed import Setup, decode_seconds, prefill_seconds
 from dali.experiments.verbs.backtest.systems import free_gb, streaming, system
+from dali.experiments.verbs.backtest.timed_steps import routing
 from dali.policies.costs.engine import ServingEngine
 from dali.policies.costs.model_shape import ModelShape
 from dali.policies.costs.roofline import Platform, Processor
@@ -84,7 +84,7 @@ def test_prefill_copies_in_turn_with_computing():
     setup = Setup(MODEL, MACHINE, ENGINE, system(CpuLayers(), MODEL, ENGINE, 24, 0))
     found = prefill_seconds(setup, 64, 64, 0)
     assert found == pytest.approx(met(64) * (300e-6 + 3.03e-6) + 4 * 4.1e-6, rel=0.01)
-    # Two passes of 32 copy everything twice.
+    # Two steps of 32 copy everything twice.
     assert prefill_seconds(setup, 64, 32, 0) == pytest.approx(2 * prefill_seconds(setup, 32, 32, 0), rel=0.05)
 
 

@@ -48,7 +48,7 @@ def test_kernels_reach_a_share_by_format() -> None:
 
 def test_a_block_of_tokens_that_is_not_full_takes_as_long() -> None:
     # Ten tokens in blocks of 16 take the arithmetic of 16: 96 us at 1 TFLOP/s.
-    tiled = costs(cpu=Kernels(tile=16))
+    tiled = costs(cpu=Kernels(token_block=16))
     assert tiled.cpu[10] == tiled.cpu[16] == pytest.approx(96e-6 + 20e-6)
     assert tiled.cpu[17] == pytest.approx(192e-6 + 20e-6)
 
@@ -56,9 +56,9 @@ def test_a_block_of_tokens_that_is_not_full_takes_as_long() -> None:
 def test_only_formats_with_tiles_count_by_amx() -> None:
     amx = replace(MACHINE, cpu=replace(MACHINE.cpu, isa="amx"))
     # Ten tokens take 60 us of arithmetic at the machine's 1 TFLOP/s; AVX-512 reaches 0.2155 of what tiles do.
-    assert costs(amx).cpu[10] == costs(amx, cpu=Kernels(tiles=("q8_0",))).cpu[10] == pytest.approx(60e-6 + 20e-6)
-    assert costs(amx, cpu=Kernels(tiles=("bf16",))).cpu[10] == pytest.approx(60e-6 / 0.2155 + 20e-6, rel=1e-3)
-    assert costs(cpu=Kernels(tiles=())).cpu[10] == costs().cpu[10]
+    assert costs(amx).cpu[10] == costs(amx, cpu=Kernels(amx=("q8_0",))).cpu[10] == pytest.approx(60e-6 + 20e-6)
+    assert costs(amx, cpu=Kernels(amx=("bf16",))).cpu[10] == pytest.approx(60e-6 / 0.2155 + 20e-6, rel=1e-3)
+    assert costs(cpu=Kernels(amx=())).cpu[10] == costs().cpu[10]
 
 
 def test_memory_and_arithmetic_add_up_where_kernels_do_not_overlap_them() -> None:

@@ -116,7 +116,7 @@ class MeasuredPrefill:
     """Speed of reading a prompt.
 
     prompt  tokens, all of them timed
-    ubatch  tokens of one pass; None: the engine's own default
+    ubatch  tokens of one step; None: the engine's own default
     depth   tokens in the KV cache before them
     """
 
@@ -139,7 +139,7 @@ class MeasuredDecode:
 
 @dataclass(frozen=True)
 class CopyRule:
-    """From how many tokens of a pass on an engine copies experts to the GPU in place of computing them by the CPU.
+    """From how many tokens of a step on an engine copies experts to the GPU in place of computing them by the CPU.
 
     tokens  None: not said
     copies  "all" experts of a layer, "active" ones, or "never"; None: not said

@@ -12,9 +12,6 @@ from dali.policies.costs.engine import ServingEngine
 from dali.policies.costs.model_shape import ModelShape
 from dali.policies.costs.roofline import Platform
 
-# Tokens of a pass from which it counts as large.
-_PREFILL = 32
-
 
 def predict(case: MeasuredCase, model: ModelShape, platform: Platform, engine: ServingEngine) -> dict[str, float]:
     """Tokens/s by phase, of the phases that were measured; InputError where the row does not say enough.
@@ -59,9 +56,10 @@ def _setups(
     placement = case.placement
     if isinstance(placement, GpuLayers):
         on_gpu = _layers_on_gpu(placement, model, platform, context)
-        if engine.copies_from(model.experts, model.top_k) is None or tokens < _PREFILL:
+        copies_from = engine.copies_from(model.experts, model.top_k)
+        if copies_from is None or tokens < copies_from:
             return _by_layers(on_gpu, model, platform, engine)
-        # Of a large pass the GPU also runs what is with the CPU, once it is copied.
+        # Of a large step the GPU also runs what is with the CPU, once it is copied.
         placement = CpuLayers(model.layers - on_gpu)
     if engine.streams_from is not None and tokens >= engine.streams_from:
         return [Setup(model, platform, engine, streaming(model))]

@@ -25,12 +25,12 @@ from dali.policies.costs.model_shape import ModelShape
 from dali.policies.costs.roofline import Platform
 from dali.policies.types import InputError
 
-# The card of a row that does not name its own: what it says counts in comparison with its own series alone.
 # What an engine decides; all else is what it costs.
 RULES = (
     *("copy_from", "copy_from_scaled", "copies_whole_layer", "caches_by_copy", "global_cache"),
     *("tensor_parallel", "streams_from", "prefill_chunk"),
 )
+# Parts of a row that does not name its own: what it says counts in comparison with its own series alone.
 UNNAMED_GPU = "RTX 4090"
 UNNAMED_RAM = "DDR5-5600 2ch"
 

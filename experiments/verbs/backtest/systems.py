@@ -29,9 +29,9 @@ from dali.policies.view import AssignmentPolicy
 
 GB = 1e9
 # Of a card's memory that the model cannot have: the driver's and the libraries' own, and compute buffers.  llama.cpp's
-# `--fit` leaves 1 GiB free by default; its compute buffers at 512 tokens a pass take about half of one.
+# `--fit` leaves 1 GiB free by default; its compute buffers at 512 tokens a step take about half of one.
 KEPT_GB = 1.5
-# Slots that demand copies pass through.
+# Slots that demand copies step through.
 STAGING = 8
 
 
@@ -48,7 +48,7 @@ def free_gb(model: ModelShape, engine: ServingEngine, gpu_memory_gb: float, cont
 
     The embedding stays in host memory.  An engine that streams layers keeps room for one.
     """
-    dense = model.layers * (model.layer_bytes + model.cache_bytes(context)) + model.outside_bytes
+    dense = model.dense_bytes + model.sequence_bytes(context)
     buffer = 0 if engine.streams_from is None else model.experts * model.unit_bytes()
     return gpu_memory_gb - KEPT_GB - (dense + buffer) / GB
 
@@ -75,11 +75,11 @@ def system(
     if isinstance(placement, Hot):
         return _made("hot", split, Static("layer", "popular"), min(placement.n, experts) * layers)
     assert isinstance(placement, SlotCache)
-    return _slot_cache(placement, model, engine, free)
+    return _slot_cache(placement, model, engine, split, free)
 
 
-def _made(name: str, assignment: AssignmentPolicy, cache: Cache, slots: int, staging: int = STAGING) -> System:
-    return System(Policy(name, assignment, NoPrefetch(), cache, staging), slots)
+def _made(name: str, assignment: AssignmentPolicy, cache: Cache, slots: int) -> System:
+    return System(Policy(name, assignment, NoPrefetch(), cache, STAGING), slots)
 
 
 def _fitting(
@@ -114,7 +114,9 @@ def _share(placement: Share, model: ModelShape, split: LayerSplit, free: float |
     return _made(placement.rule, split, cache, slots)
 
 
-def _slot_cache(placement: SlotCache, model: ModelShape, engine: ServingEngine, free: float | None) -> System:
+def _slot_cache(
+    placement: SlotCache, model: ModelShape, engine: ServingEngine, split: LayerSplit, free: float | None
+) -> System:
     if placement.slots is not None:
         a_layer = placement.slots / (3 if placement.of_matrices else 1)
         slots = round(a_layer * model.layers)
@@ -128,7 +130,7 @@ def _slot_cache(placement: SlotCache, model: ModelShape, engine: ServingEngine, 
         raise InputError("slots of the expert cache: found none said, expected a number, a size or the GPU's memory")
     slots = min(slots, model.layers * model.experts)
     copied = engine.caches_by_copy if placement.misses is None else placement.misses == "copied"
-    assignment = AllGPU() if copied else LayerSplit(engine.copies_from(model.experts, model.top_k))
+    assignment = AllGPU() if copied else split
     scope, hit = "global" if engine.global_cache else "layer", _hit(placement)
     cache: Cache
     if hit is not None:

@@ -1,4 +1,4 @@
-"""What was timed in a row: tokens of a prompt and of a pass, sequences at once, the rule for copies of experts."""
+"""What was timed in a row: tokens of a prompt and of a step, sequences at once, the rule for copies of experts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from dali.experiments.verbs.backtest.rows import Row
 
 PROMPT = 512  # what llama-bench reads where nothing is set
 _ACTIVE_COPIES = 698
-_PASS = r"n?_?u?batch(?:_size)?\b|\bub\b|\bchunk"
 
 
 def prefill(row: Row) -> tuple[MeasuredPrefill | None, str]:
@@ -29,8 +28,8 @@ def prefill(row: Row) -> tuple[MeasuredPrefill | None, str]:
     if prompt is None:
         return None, ""
     if ubatch is None and row.batch.strip().lower() == "pp" and copy_rule(row).tokens:
-        # A rule on the tokens of a pass shows itself over prompts only if a pass takes a whole prompt.
-        ubatch, assumed = prompt, "tokens of a pass not said: the whole prompt, since a rule on them is what was tried"
+        # A rule on the tokens of a step shows itself over prompts only if a step takes a whole prompt.
+        ubatch, assumed = prompt, "tokens of a step not said: the whole prompt, since a rule on them is what was tried"
     return MeasuredPrefill(row.prefill_tps, prompt, ubatch, depth or 0), assumed
 
 

@@ -197,11 +197,10 @@ def gpu_memory(model: ModelShape, expert_bytes: int, sequences: int, length: int
     Working memory of kernels and libraries is not in it.
     """
     embedding = 0.0 if model.tied else model.head_bytes
-    cached = (model.layers + model.dense_layers) * sequences * model.cache_bytes(length)
     parts = {
         "gpu_experts_gb": expert_bytes / 1e9,
-        "gpu_dense_gb": (model.layers * model.layer_bytes + model.outside_bytes + embedding) / 1e9,
-        "gpu_kv_gb": cached / 1e9,
+        "gpu_dense_gb": (model.dense_bytes + embedding) / 1e9,
+        "gpu_kv_gb": sequences * model.sequence_bytes(length) / 1e9,
     }
     return {**parts, "gpu_memory_gb": sum(parts.values())}
 

@@ -1,11 +1,11 @@
-"""Passes of a benchmark as steps: what a pass counts, by hand from the trace that it is taken from."""
+"""Steps of a benchmark as steps: what a step counts, by hand from the trace that it is taken from."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from dali.experiments.verbs.backtest.passes import APART, Pass, PassSource, as_workload, calibration, routing
+from dali.experiments.verbs.backtest.timed_steps import APART, TimedSource, TimedStep, as_workload, calibration, routing
 from dali.policies.columns import DECODE, PREFILL
 
 SHAPE = 3, 16, 2
@@ -23,7 +23,7 @@ def counted(trace, rows):
 
 
 def test_passes_take_tokens_one_after_the_other():
-    source = PassSource(LONG, [Pass(PREFILL, 5, 1, 3.0), Pass(PREFILL, 7, 1, 9.0)])
+    source = TimedSource(LONG, [TimedStep(PREFILL, 5, 1, 3.0), TimedStep(PREFILL, 7, 1, 9.0)])
     np.testing.assert_array_equal(source.workload(0), counted(LONG, range(5)))
     np.testing.assert_array_equal(source.workload(1), counted(LONG, range(5, 12)))
     assert source.about(1) == (PREFILL, 7, 1, 9.0)
@@ -31,21 +31,21 @@ def test_passes_take_tokens_one_after_the_other():
 
 def test_a_pass_longer_than_the_trace_counts_it_more_often():
     tokens = LONG.tokens
-    (step,) = as_workload(LONG, [Pass(PREFILL, 3 * tokens, 1, 1.0)]).steps()
+    (step,) = as_workload(LONG, [TimedStep(PREFILL, 3 * tokens, 1, 1.0)]).steps()
     np.testing.assert_array_equal(step.workload, 3 * counted(LONG, range(tokens)))
     assert step.tokens == 3 * tokens
 
 
 def test_streams_are_texts_of_their_own_and_then_other_places_of_them():
     texts = MANY.sequences
-    source = PassSource(MANY, [Pass(DECODE, texts + 2, texts + 2, 10.0)] * 2)
+    source = TimedSource(MANY, [TimedStep(DECODE, texts + 2, texts + 2, 10.0)] * 2)
     rows = [*MANY.starts[:texts], MANY.starts[0] + APART, MANY.starts[1] + APART]
     np.testing.assert_array_equal(source.workload(0), counted(MANY, rows))
     np.testing.assert_array_equal(source.workload(1), counted(MANY, np.add(rows, 1)))
 
 
 def test_the_order_of_last_use_goes_with_the_counts():
-    source = PassSource(LONG, [Pass(PREFILL, 6, 1, 1.0)])
+    source = TimedSource(LONG, [TimedStep(PREFILL, 6, 1, 1.0)])
     workload, order, active = source.ordered(0, last=True)
     np.testing.assert_array_equal(workload, source.workload(0))
     for layer in range(3):
@@ -57,4 +57,4 @@ def test_the_order_of_last_use_goes_with_the_counts():
 def test_popularity_comes_from_another_text():
     assert not np.array_equal(calibration(*SHAPE).experts[:100], LONG.experts[:100])
     with pytest.raises(ValueError, match="no predictor gate"):
-        PassSource(LONG, [Pass(PREFILL, 1, 1, 1.0)]).predicted(0, "gate", 1)
+        TimedSource(LONG, [TimedStep(PREFILL, 1, 1, 1.0)]).predicted(0, "gate", 1)

@@ -1,4 +1,4 @@
-"""Passes of a published benchmark as a `Workload`: so many tokens at such a depth, with synthetic routing."""
+"""Steps of a published benchmark as a `Workload`: so many tokens at such a depth, with synthetic routing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dali.traces.synthetic import generate
 from dali.traces.trace import Trace
 from dali.traces.workload import Workload
 
-# Tokens of routing that are drawn.  A larger pass counts them more often: nearly every expert is active by then.
+# Tokens of routing that are drawn.  A larger step counts them more often: nearly every expert is active by then.
 POOL = 1024
 STREAMS = 8
 # Tokens between places of one text that stand for texts of their own.
@@ -24,7 +24,7 @@ SEED = 14
 
 
 @dataclass(frozen=True)
-class Pass:
+class TimedStep:
     """One forward pass.
 
     phase    of `policies.columns.PHASES`
@@ -38,24 +38,24 @@ class Pass:
 
 
 @dataclass(frozen=True)
-class PassSource:
-    """Where the passes get their routing from: tokens of a trace, one after the other, and then from its start again.
+class TimedSource:
+    """Where the steps get their routing from: tokens of a trace, one after the other, and then from its start again.
 
-    A pass takes the same number of tokens from each of its sequences.  Where they are more than the trace has, all
+    A step takes the same number of tokens from each of its sequences.  Where they are more than the trace has, all
     of it counts as often as that takes.
     """
 
     trace: Trace
-    passes: Sequence[Pass]
+    steps: Sequence[TimedStep]
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """See `traces.sources.Source`."""
-        return len(self.passes), self.trace.layers, self.trace.experts_count
+        return len(self.steps), self.trace.layers, self.trace.experts_count
 
     def about(self, step: int) -> tuple[str, int, int, float]:
         """See `traces.sources.Source`."""
-        each = self.passes[step]
+        each = self.steps[step]
         return each.phase, each.tokens, each.sequences, each.context
 
     def workload(self, step: int) -> Ints:
@@ -75,20 +75,20 @@ class PassSource:
 
     def predicted(self, step: int, source: str, ahead: int) -> Ints:
         """See `traces.sources.Source`."""
-        raise ValueError(f"passes hold no predictor {source}")
+        raise ValueError(f"steps hold no predictor {source}")
 
     def scores(self, step: int) -> Scores:
         """See `traces.sources.Source`."""
-        return (self.workload(step) / (self.passes[step].tokens * self.trace.top_k)).astype(np.float32)
+        return (self.workload(step) / (self.steps[step].tokens * self.trace.top_k)).astype(np.float32)
 
     def _taken(self, step: int) -> tuple[Rows, int, float]:
         """First row of each sequence's tokens, how many there are, and how often one counts.
 
         Sequences beyond the trace's are the same ones at another place.
         """
-        each = self.passes[step]
+        each = self.steps[step]
         wanted = max(1, each.tokens // each.sequences)
-        before = sum(max(1, one.tokens // one.sequences) for one in self.passes[:step])
+        before = sum(max(1, one.tokens // one.sequences) for one in self.steps[:step])
         length = int(np.diff(self.trace.starts).min())
         taken = min(wanted, length)
         turns, own = np.divmod(np.arange(each.sequences), self.trace.sequences)
@@ -103,9 +103,9 @@ def _scaled(workload: Ints, times: float) -> Ints:
     return scaled
 
 
-def as_workload(trace: Trace, passes: Sequence[Pass]) -> Workload:
-    """The passes as steps that an engine can run."""
-    return Workload(PassSource(trace, passes), trace.metadata, 1, f"{trace.metadata.model}: {len(passes)} passes")
+def as_workload(trace: Trace, steps: Sequence[TimedStep]) -> Workload:
+    """The steps as a workload."""
+    return Workload(TimedSource(trace, steps), trace.metadata, 1, f"{trace.metadata.model}: {len(steps)} steps")
 
 
 def routing(layers: int, experts: int, top_k: int, prefill: bool) -> Trace:
