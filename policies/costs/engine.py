@@ -9,7 +9,7 @@ too, by default in the one that is charged; which one is an argument of its own.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from dali.policies.costs.model_shape import require_positive
 from dali.policies.types import InputError
@@ -136,6 +136,7 @@ class ServingEngine:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fitted_on", tuple(self.fitted_on))
+        self._check_types()
         if not 0 <= self.further_sockets <= 1:
             raise InputError(f"engine.further_sockets: found {self.further_sockets}, expected a share from 0 to 1")
         for name in ("attention", "link_share", "copy_gbs"):
@@ -145,6 +146,22 @@ class ServingEngine:
         for name, value in vars(self).items():
             if name.endswith(("_us", "launches", "_from", "_chunk")) and value is not None and not 0 <= value < 1e9:
                 raise InputError(f"engine.{name}: found {value}, expected at least 0")
+
+    def _check_types(self) -> None:
+        """Settings come as anything: a switch that is text would count as on."""
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if isinstance(each.default, Kernels):
+                fits, wanted = isinstance(value, Kernels), "kernels"
+            elif isinstance(each.default, bool):
+                fits, wanted = isinstance(value, bool), "true or false"
+            elif each.default is None or isinstance(each.default, int | float):
+                number = isinstance(value, int | float) and not isinstance(value, bool)
+                fits, wanted = number or (value is None and each.default is None), "a number"
+            else:
+                continue
+            if not fits:
+                raise InputError(f"engine.{each.name}: found {value!r}, expected {wanted}")
 
     def copies_from(self, experts: int, top_k: int) -> int | None:
         """Tokens of a step from which absent experts are copied and run on the GPU; None = never."""

@@ -14,7 +14,7 @@ from dali.experiments.cli import main
 from dali.experiments.output.manifest import Manifest
 from dali.experiments.verbs.backtest import price, verb
 from dali.experiments.verbs.backtest.case import MeasuredCase
-from dali.experiments.verbs.backtest.price import Prediction
+from dali.experiments.verbs.backtest.price import Prediction, price
 from dali.experiments.verbs.backtest.pricing import predictions, price_all, refusals
 from dali.experiments.verbs.backtest.rows import COLUMNS, PUBLISHED, read_rows
 from dali.experiments.verbs.backtest.understand import understood
@@ -191,3 +191,27 @@ def test_a_handful_of_rows_by_the_simulator(tmp_path):
     assert set(results["id"]) == set(few)
     ratio = results["predicted"] / results["measured"]
     assert ratio.between(1 / 3, 3).all(), results.assign(ratio=ratio)[["id", "phase", "ratio"]]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("+engines.llama_cpp={launchus:3}", "engine llama_cpp: found no number named launchus"),
+        ("+engines.vllm={launch_us:3}", "engines: found vllm, expected constants of llama_cpp, "),
+        ("+engines.llama_cpp=3", "engines: found llama_cpp, expected constants of llama_cpp, "),
+    ],
+)
+def test_a_constant_that_does_not_exist_is_said_before_anything_runs(override, said, tmp_path, capsys):
+    assert main(["backtest", f"output={tmp_path}", override]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "backtest").exists()
+
+
+def test_a_constant_in_the_place_of_an_engines_own_counts():
+    cases = [each for each in understood(read_rows(PUBLISHED)) if isinstance(each, MeasuredCase)]
+    case = next(each for each in cases if each.id == "Q35-5080.04")
+    own, slower = (
+        price(case, OmegaConf.create({"engines": changed}))["decode"].tokens_per_s
+        for changed in ({}, {"llama_cpp": {"launch_us": 40}})
+    )
+    assert slower < 0.5 * own

@@ -137,6 +137,11 @@ def test_a_copy_rule_may_scale_with_how_thinly_tokens_spread() -> None:
         (lambda: Kernels(compute={"default": 0.0}), "kernels.compute.default: found 0.0, expected a positive"),
         (lambda: ServingEngine("e", launch_us=-1), "engine.launch_us: found -1"),
         (lambda: ServingEngine("e", link_share=0), "engine.link_share: found 0"),
+        (lambda: ServingEngine("e", cpu="fast"), "engine.cpu: found 'fast', expected kernels"),
+        (lambda: ServingEngine("e", parallel="no"), "engine.parallel: found 'no', expected true or false"),
+        (lambda: ServingEngine("e", launch_us="5us"), "engine.launch_us: found '5us', expected a number"),
+        (lambda: ServingEngine("e", copy_us=True), "engine.copy_us: found True, expected a number"),
+        (lambda: ServingEngine("e", attention=None), "engine.attention: found None, expected a number"),
     ],
 )
 def test_constants_out_of_range_are_refused(made, said: str) -> None:

@@ -15,7 +15,7 @@ from dali.experiments.parts.finding_host import find_link, find_ram
 from dali.experiments.parts.machine import compose
 from dali.experiments.settings.objects import engine_named
 from dali.experiments.shapes.catalogue import find_model
-from dali.experiments.verbs.backtest.case import MeasuredCase
+from dali.experiments.verbs.backtest.case import ENGINES, MeasuredCase
 from dali.experiments.verbs.backtest.fit import STEP
 from dali.experiments.verbs.backtest.predict import predict
 from dali.policies.costs.constants import constant, with_constants
@@ -79,8 +79,17 @@ def without_costs(engine: ServingEngine) -> ServingEngine:
 
 
 def engines(config: DictConfig) -> Mapping[str, ServingEngine]:
-    """Engines by name, with the constants that `config.engines` puts in the place of theirs."""
-    return _Engines(cast(Mapping[str, Mapping[str, float]], OmegaConf.to_container(config.engines)))
+    """Engines by name, with the constants that `config.engines` puts in the place of theirs.
+
+    InputError for an engine or a constant that does not exist.
+    """
+    changed = cast(Mapping[str, Mapping[str, float]], OmegaConf.to_container(config.engines))
+    found = _Engines(changed)
+    for name in changed:
+        if name not in ENGINES or not isinstance(changed[name], Mapping):
+            raise InputError(f"engines: found {name}, expected constants of {', '.join(ENGINES)}")
+        found[name]
+    return found
 
 
 class _Engines(dict[str, ServingEngine]):

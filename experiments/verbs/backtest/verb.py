@@ -27,6 +27,7 @@ def run(config: DictConfig, overrides: list[str]) -> None:
     """Read the rows, price what is understood, write the results folder, print the figures."""
     file = PUBLISHED if config.rows is None else Path(read.text(config, "rows"))
     workers = read.whole_or_none(config, "workers") or pricing.cores()
+    price.engines(config)  # a constant that does not exist is said before anything runs
     rows, fitted = read_rows(file), fitted_series()
     found = understood(rows)
     cases = [each for each in found if isinstance(each, MeasuredCase)]
