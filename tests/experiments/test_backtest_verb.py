@@ -14,7 +14,7 @@ from dali.experiments.cli import main
 from dali.experiments.output.manifest import Manifest
 from dali.experiments.verbs.backtest import price, verb
 from dali.experiments.verbs.backtest.case import MeasuredCase
-from dali.experiments.verbs.backtest.price import Prediction, price
+from dali.experiments.verbs.backtest.price import Prediction
 from dali.experiments.verbs.backtest.pricing import predictions, price_all, refusals
 from dali.experiments.verbs.backtest.rows import COLUMNS, PUBLISHED, read_rows
 from dali.experiments.verbs.backtest.understand import understood
@@ -211,7 +211,7 @@ def test_a_constant_in_the_place_of_an_engines_own_counts():
     cases = [each for each in understood(read_rows(PUBLISHED)) if isinstance(each, MeasuredCase)]
     case = next(each for each in cases if each.id == "Q35-5080.04")
     own, slower = (
-        price(case, OmegaConf.create({"engines": changed}))["decode"].tokens_per_s
+        price.price(case, OmegaConf.create({"engines": changed}))["decode"].tokens_per_s
         for changed in ({}, {"llama_cpp": {"launch_us": 40}})
     )
     assert slower < 0.5 * own
